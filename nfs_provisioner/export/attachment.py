@@ -1,0 +1,169 @@
+"""Keeps one replica attached: starts its child, looks at it, attaches it when its identity was proven, polls it.
+
+One thread, so that a server that hangs holds up nothing but this. Decides nothing about identity: it reports what it
+saw (`view`) and does what it is `assign`ed.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from nfs_provisioner.errors import LostLeadership, NfsProvisionerError
+from nfs_provisioner.export.identity import View
+from nfs_provisioner.export.records import Identity, VolumeRecord
+from nfs_provisioner.export.replica import Replica
+from nfs_provisioner.export.store import Abilities, Facts, Space
+
+log = logging.getLogger(__name__)
+
+POLL = 10.0  # seconds between looks at a replica that is well
+FIRST_PAUSE = 1.0  # seconds before the first new try; doubles
+LONGEST_PAUSE = 30.0
+LOAD_DEADLINE = 120.0  # seconds; 100,000 records over NFS
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an attached replica holds."""
+
+    records: list[VolumeRecord]
+    problems: list[str]
+
+
+class Attachment:
+    """One replica of an export. `on_change(attachment, loaded)` is called from its thread after each change."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        term: Callable[[], str],
+        on_change: Callable[[Attachment, Loaded | None], None],
+        *,
+        poll: float = POLL,
+    ) -> None:
+        self.replica = replica
+        self.name = replica.name
+        self.space: Space | None = None
+        self.abilities: Abilities | None = None
+        self.attached: Identity | None = None
+        self._term = term
+        self._on_change = on_change
+        self._poll = poll
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopped = False
+        self._facts: Facts | None = None
+        self._message = "not looked at yet"
+        self._assigned: Identity | None = None
+        self._thread = threading.Thread(target=self._run, name=f"attach-{self.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin looking."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the child and the thread; does not wait for a hung server."""
+        self._stopped = True
+        self._wake.set()
+        self.replica.stop()
+
+    def look_again(self) -> None:
+        """Do now what would be done at the next poll."""
+        self._wake.set()
+
+    @property
+    def message(self) -> str:
+        """Why the replica cannot be used; empty when it can."""
+        return self._message
+
+    def view(self) -> View:
+        """What is known. An identity that was assigned counts as being there: it is about to be."""
+        with self._lock:
+            facts = self._facts
+            if facts is not None and self._assigned is not None:
+                facts = replace(facts, identity=self._assigned)
+            return View(self.name, facts, self._message)
+
+    def assign(self, identity: Identity | None) -> None:
+        """Attach with this identity, or (None) leave the replica alone."""
+        with self._lock:
+            if identity is not None and self._assigned is not None:
+                return  # it has one; members are noted by set_members, seq by note_seq
+            self._assigned = identity
+        self._wake.set()
+
+    def note_seq(self, seq: int) -> None:
+        """The replica's seq was raised."""
+        with self._lock:
+            if self._assigned is not None:
+                self._assigned = replace(self._assigned, seq=seq)
+
+    def note_members(self, members: dict[str, str]) -> None:
+        """The replica's list of members was written."""
+        with self._lock:
+            if self._assigned is not None:
+                self._assigned = replace(self._assigned, members=members)
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while not self._stopped:
+            try:
+                self._step()
+                pause = FIRST_PAUSE
+                wait = self._poll
+            except NfsProvisionerError as error:
+                if isinstance(error, LostLeadership) or self._stopped:
+                    return
+                self._lost(error)
+                wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
+            self._wake.wait(wait)
+            self._wake.clear()
+
+    def _step(self) -> None:
+        with self._lock:
+            assigned = self._assigned
+        if self.attached is None or not self.replica.up:
+            if self._facts is None or not self.replica.up:
+                self._inspect()
+            elif assigned is not None:
+                self._attach(assigned)
+            else:
+                self._inspect()
+        elif assigned is None:
+            self._inspect()  # set aside: look again, and wait for another assignment
+        else:
+            self.space = self.replica.call("space")
+
+    def _inspect(self) -> None:
+        if not self.replica.up:
+            self.replica.start()
+        facts: Facts = self.replica.call("inspect")
+        with self._lock:
+            changed = facts != self._facts or bool(self._message) or self.attached is not None
+            if changed:  # what was assigned meanwhile was decided on other facts
+                self._facts, self._message, self.attached, self._assigned = facts, "", None, None
+        if changed:
+            self._on_change(self, None)
+
+    def _attach(self, identity: Identity) -> None:
+        assert self._facts is not None
+        self.abilities = self.replica.call("attach", identity, self._facts.identity, self._term())
+        records, problems = self.replica.call("load", deadline=LOAD_DEADLINE)
+        self.space = self.replica.call("space")
+        with self._lock:
+            self.attached, self._message = identity, ""
+        log.info("replica %s (%s) attached: %d records", self.name, self.replica.path, len(records))
+        self._on_change(self, Loaded(records, problems))
+
+    def _lost(self, error: NfsProvisionerError) -> None:
+        self.replica.stop(error.message)
+        with self._lock:
+            known = self._message == error.message and self._facts is None
+            self._facts, self._message = None, error.message
+            self.attached, self._assigned, self.space = None, None, None
+        if not known:
+            log.warning("replica %s: %s", self.name, error.message)
+            self._on_change(self, None)

@@ -1,0 +1,178 @@
+"""What the controller remembers of one replica's records: who owns which directory, what is promised, what was given up.
+
+A copy in memory, to decide with; the records on the export have the last word. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from nfs_provisioner.errors import Infeasible, RetryLater
+from nfs_provisioner.export.paths import OwnedDirectories
+from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
+
+#: Seconds for which servers may still cache the handle of a directory that was renamed away (H48; ganesha: 60 s).
+REUSE_PAUSE = 120.0
+
+
+class Catalog:
+    """Records of one replica by PV name, with the directories they own."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._records: dict[str, VolumeRecord] = {}
+        self._owned = OwnedDirectories()
+        self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
+        self._reserved = 0
+
+    def fill(self, records: Iterable[VolumeRecord], *, age: Callable[[VolumeRecord], float]) -> None:
+        """Replace everything by what was loaded. `age` tells how many seconds ago a record changed its state."""
+        with self._lock:
+            self._records.clear()
+            self._owned = OwnedDirectories()
+            self._reserved = 0
+            for record in records:
+                self._insert(record)
+                left = REUSE_PAUSE - max(0.0, age(record))  # a clock that went back: the whole pause
+                for directory in _given_up_by(record):
+                    if left > 0:
+                        self._give_up(directory, min(left, REUSE_PAUSE))
+
+    def put(self, record: VolumeRecord) -> None:
+        """A record was written."""
+        with self._lock:
+            old = self._records.get(record.pv)
+            self._remove(record.pv)
+            self._insert(record)
+            if (
+                old is not None
+                and old.holds_directory
+                and (old.directory != record.directory or not record.holds_directory)
+            ):
+                self._give_up(old.directory, REUSE_PAUSE)
+
+    def drop(self, pv: str) -> None:
+        """A record was removed, or a reservation came to nothing."""
+        with self._lock:
+            self._remove(pv)
+
+    def get(self, pv: str) -> VolumeRecord | None:
+        """The record of `pv`, without manifests."""
+        with self._lock:
+            return self._records.get(pv)
+
+    def all(self) -> list[VolumeRecord]:
+        """A snapshot."""
+        with self._lock:
+            return list(self._records.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes promised to volumes."""
+        return self._reserved
+
+    def owner(self, directory: str, *, besides: str | None = None) -> str | None:
+        """The PV that owns `directory`, one around it or one inside it."""
+        with self._lock:
+            return self._owned.conflict(directory, besides=besides)
+
+    def reserve(self, record: VolumeRecord) -> None:
+        """Take a directory name (and the space) for a volume about to be made; two callers cannot both get it.
+
+        Infeasible when another volume owns the directory, one around it or one inside it (H03, H04); RetryLater while
+        the name was given up too recently. `drop` gives the reservation back.
+        """
+        with self._lock:
+            owner = self._owned.conflict(record.directory, besides=record.pv)
+            if owner is not None:
+                raise Infeasible(self._taken(record.directory, self._records[owner]))
+            free_from = self._given_up.get(record.directory, 0.0)
+            wait = free_from - self._clock()
+            if wait > 0:
+                raise RetryLater(
+                    f"the directory {record.directory!r} was given up a moment ago; file servers may still know it. "
+                    f"It can be used again in {wait:.0f} s",
+                    after=wait,
+                    reason="Provisioning",
+                )
+            self._remove(record.pv)
+            self._insert(record)
+
+    def archive_named(self, name: str) -> VolumeRecord | None:
+        """The archive (or retained volume) with this directory or PV name."""
+        with self._lock:
+            named = [r for r in self._records.values() if name in (r.directory, r.pv)]
+        return next((r for r in named if r.state in (State.ARCHIVED, State.RETAINED)), None)
+
+    def old_tombstones(self) -> list[VolumeRecord]:
+        """Tombstones whose directory names may be used again."""
+        with self._lock:
+            now = self._clock()
+            return [
+                record
+                for record in self._records.values()
+                if record.state is State.DELETED and self._given_up.get(record.former or record.directory, 0.0) <= now
+            ]
+
+    def unavailable_names(self) -> frozenset[str]:
+        """Names at the root that must not become an archive's now."""
+        with self._lock:
+            now = self._clock()
+            self._given_up = {name: until for name, until in self._given_up.items() if until > now}
+            return frozenset(self._given_up)
+
+    def root_names(self) -> frozenset[str]:
+        """First components of all directories that records name."""
+        with self._lock:
+            return frozenset(
+                path.split("/", 1)[0]
+                for record in self._records.values()
+                for path in (record.directory, record.target or record.directory)
+                if record.holds_directory
+            )
+
+    def _insert(self, record: VolumeRecord) -> None:
+        self._records[record.pv] = record
+        if record.holds_directory:
+            self._owned.add(record.directory, record.pv)
+            if record.target is not None:
+                self._owned.add(record.target, record.pv)
+        if record.state in RESERVING:
+            self._reserved += record.requested
+
+    def _remove(self, pv: str) -> None:
+        record = self._records.pop(pv, None)
+        if record is None:
+            return
+        self._owned.discard(record.directory, pv)
+        if record.target is not None:
+            self._owned.discard(record.target, pv)
+        if record.state in RESERVING:
+            self._reserved -= record.requested
+
+    def _give_up(self, directory: str, seconds: float) -> None:
+        self._given_up[directory] = self._clock() + seconds
+
+    def _taken(self, directory: str, other: VolumeRecord) -> str:
+        what = {
+            State.ARCHIVED: "the archive of",
+            State.RETAINED: "the retained volume of",
+            State.ORPHANED: "the orphaned volume of",
+        }.get(other.state, "the volume of")
+        where = "is" if other.directory == directory else f"lies inside or around {other.directory!r},"
+        remedy = "choose a pathPattern that gives every claim its own directory"
+        if other.state in (State.RETAINED, State.ARCHIVED):
+            remedy = f"to use its data, annotate the claim with nfs-provisioner.io/restore-archive: {other.directory}"
+        return f"the directory {directory!r} {where} {what} claim {other.claim} ({other.pv}); {remedy}"
+
+
+def _given_up_by(record: VolumeRecord) -> Iterable[str]:
+    """Directories whose names a record's last change of state set free, as far as the record tells."""
+    if record.former is not None:
+        yield record.former

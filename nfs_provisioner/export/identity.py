@@ -1,0 +1,274 @@
+"""Which replica is which, and whether it may be written to. Pure: facts in, a verdict out.
+
+The invariant: a replica is attached only with an identity that was proven (its own `export.json`, the partner's, and
+the NFSExport's status agree) or with a first identity on a replica that cannot hold anybody's data of ours. Wherever
+they disagree, the verdict says what was found and what a person can do; it never guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from nfs_provisioner.export.records import Identity
+from nfs_provisioner.export.store import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is known of one replica: `facts`, or the reason why it could not be looked at."""
+
+    name: str
+    facts: Facts | None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What the NFSExport's status says; empty before the first start."""
+
+    active: str = ""
+    epoch: int = 0
+    promotion: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`attach` maps the replicas that may be used to the identity they get; `active` is None when nothing may happen."""
+
+    phase: str
+    message: str
+    active: str | None = None
+    attach: Mapping[str, Identity] = field(default_factory=dict)
+    problems: Mapping[str, str] = field(default_factory=dict)  # replica -> why it is left out
+
+
+def judge(
+    export: str,
+    cluster: str,
+    status: Remembered,
+    views: tuple[View, ...],
+    *,
+    accepted: str | None = None,
+    new_id: Callable[[], str],
+) -> Verdict:
+    """Decide. `views` are in the order of the spec; `accepted` is the replica that a person vouched for."""
+    problems = {view.name: problem for view in views if (problem := _unusable(view, export, cluster, accepted))}
+    seen = [view for view in views if view.facts is not None]
+    if len({view.facts.place for view in seen if view.facts is not None}) < len(seen):
+        names = " and ".join(view.name for view in seen)
+        return _stop(
+            "Halted", f"replicas {names} are the same directory; a copy needs another server or disk", problems
+        )
+    usable = {view.name: view.facts for view in views if view.facts is not None and view.name not in problems}
+    if status.promotion:
+        return _known(export, cluster, status, views, usable, problems, accepted, new_id)
+    return _first(export, cluster, views, usable, problems, accepted, new_id)
+
+
+def _unusable(view: View, export: str, cluster: str, accepted: str | None) -> str:
+    """Why this replica alone, without a look at the others, must be left alone; empty when it need not."""
+    facts = view.facts
+    if facts is None:
+        return view.message or "not reachable"
+    if facts.unmounted:
+        return "nothing is mounted at its mountPath (it is the container's own file system)"
+    found = facts.identity
+    if found is None or accepted == view.name:
+        return ""
+    remedy = f"If this disk is the right one: request 'accept {export} --replica {view.name}'."
+    if found.cluster != cluster:
+        return f"its export.json is of another cluster ({found.cluster}; this is {cluster}). {remedy}"
+    if found.export != export:
+        return f"its export.json is of NFSExport {found.export!r}. Two exports cannot share a directory. {remedy}"
+    if found.replica != view.name:
+        return (
+            f"its export.json is replica {found.replica!r}'s: two mounts are swapped, or it was copied here. "
+            f"Check spec.replicas[].mountPath. {remedy}"
+        )
+    if found.root != facts.handle:
+        return (
+            f"its tree was copied or restored to another place since (root {facts.handle}, was {found.root}). {remedy}"
+        )
+    return ""
+
+
+def _known(
+    export: str,
+    cluster: str,
+    status: Remembered,
+    views: tuple[View, ...],
+    usable: Mapping[str, Facts],
+    problems: dict[str, str],
+    accepted: str | None,
+    new_id: Callable[[], str],
+) -> Verdict:
+    """The export has run before: the active must prove itself against the status, the standby against the active."""
+    name = status.active
+    if name not in {view.name for view in views}:
+        return _stop(
+            "Halted",
+            f"the active replica {name!r} is not in spec.replicas any more; put it back or switch over first",
+            problems,
+        )
+    if name in problems:
+        reachable = next(view.facts is not None for view in views if view.name == name)
+        return _stop("Halted" if reachable else "Degraded", f"active replica {name}: {problems[name]}", problems)
+    mine = usable[name].identity
+    if accepted == name:
+        mine = _vouched(export, cluster, name, usable[name], mine, status, new_id)
+    if mine is None:
+        problems[name] = (
+            "its export.json is gone: it is not mounted, or another disk is. "
+            f"If this disk is the right one: request 'accept {export} --replica {name}'."
+        )
+        return _stop("Halted", f"active replica {name}: {problems[name]}", problems)
+    if (mine.epoch, mine.promotion, mine.active) != (status.epoch, status.promotion, name):
+        problems[name] = (
+            f"its export.json says epoch {mine.epoch}, promotion {mine.promotion}, active {mine.active!r}; the status "
+            f"says epoch {status.epoch}, promotion {status.promotion}, active {name!r}. "
+            f"If this disk is the right one: request 'accept {export} --replica {name}'."
+        )
+        return _stop("Halted", f"active replica {name}: {problems[name]}", problems)
+    return _with_standby(export, mine, usable, views, problems, accepted, new_id)
+
+
+def _first(
+    export: str,
+    cluster: str,
+    views: tuple[View, ...],
+    usable: Mapping[str, Facts],
+    problems: dict[str, str],
+    accepted: str | None,
+    new_id: Callable[[], str],
+) -> Verdict:
+    """No status yet: everything must be seen before anything is claimed."""
+    for view in views:
+        if view.name in problems:
+            phase = "Halted" if view.facts is not None else "Initializing"
+            return _stop(
+                phase, f"replica {view.name}: {problems[view.name]}; a first start needs every replica", problems
+            )
+    known = {name: facts.identity for name, facts in usable.items() if facts.identity is not None}
+    if known and accepted is None:
+        actives = {identity.active for identity in known.values()}
+        promotions = {(identity.pair, identity.epoch, identity.promotion) for identity in known.values()}
+        active = next(iter(actives))
+        if len(actives) > 1 or len(promotions) > 1 or active not in known:
+            return _stop(
+                "Halted",
+                f"the replicas disagree: {_describe(known)}. Request 'accept {export} --replica NAME' for the one with the right data.",
+                problems,
+            )
+        return _with_standby(export, known[active], usable, views, problems, accepted, new_id)
+    full = [name for name, facts in usable.items() if not facts.empty or facts.identity is not None]
+    if len(full) > 1 and accepted is None:
+        return _stop(
+            "Halted",
+            f"replicas {' and '.join(full)} both hold data and neither is known. "
+            f"Request 'accept {export} --replica NAME' for the one with the right data.",
+            problems,
+        )
+    active = accepted or (full[0] if full else views[0].name)
+    mine = _vouched(export, cluster, active, usable[active], usable[active].identity, Remembered(), new_id)
+    return _with_standby(export, mine, usable, views, problems, accepted, new_id)
+
+
+def _vouched(
+    export: str,
+    cluster: str,
+    name: str,
+    facts: Facts,
+    found: Identity | None,
+    status: Remembered,
+    new_id: Callable[[], str],
+) -> Identity:
+    """An identity for a replica that is empty, first of all, or vouched for by a person."""
+    return Identity(
+        pair=found.pair if found else new_id(),
+        cluster=cluster,
+        export=export,
+        replica=name,
+        replica_id=new_id(),
+        root=facts.handle,
+        epoch=status.epoch or (found.epoch if found else 1),
+        promotion=status.promotion or new_id(),
+        active=name,
+        seq=found.seq if found else 0,
+        members={},
+        parents=found.parents if found else (),
+    )
+
+
+def _with_standby(
+    export: str,
+    mine: Identity,
+    usable: Mapping[str, Facts],
+    views: tuple[View, ...],
+    problems: dict[str, str],
+    accepted: str | None,
+    new_id: Callable[[], str],
+) -> Verdict:
+    """The active is proven; add the standby if it is proven too, or new and empty."""
+    attach: dict[str, Identity] = {}
+    for view in views:
+        if view.name == mine.replica or view.name in problems:
+            continue
+        facts = usable[view.name]
+        found = facts.identity
+        joining = found is None and facts.empty and view.name not in mine.members
+        if (
+            found is not None
+            and found.pair == mine.pair
+            and found.promotion == mine.promotion
+            and accepted != view.name
+        ):
+            if found.seq > mine.seq:
+                message = (
+                    f"replica {view.name} has seen seq {found.seq}, the active {mine.replica} says {mine.seq}: the active was "
+                    f"rolled back (restored from a backup or a snapshot?). Request 'accept {export} --replica NAME' "
+                    "for the one with the right data."
+                )
+                return _stop("Diverged", message, problems)
+            attach[view.name] = replace(found, active=mine.replica)
+        elif joining or (accepted == view.name and facts.empty):
+            attach[view.name] = replace(
+                mine, replica=view.name, replica_id=new_id(), root=facts.handle, seq=0, members={}
+            )
+        else:
+            problems[view.name] = _refused_standby(export, view.name, facts)
+    members = {mine.replica: mine.replica_id} | {name: identity.replica_id for name, identity in attach.items()}
+    attach = {name: replace(identity, members=members) for name, identity in attach.items()}
+    # The active learns of a new partner only when that one has its identity on disk: a crash in between must not
+    # make an empty newcomer look like a known replica that lost its disk.
+    kept = {name: known for name, known in mine.members.items() if name in {view.name for view in views}}
+    attach[mine.replica] = replace(mine, members=kept | {mine.replica: mine.replica_id})
+    if problems:
+        message = "; ".join(f"replica {name}: {problem}" for name, problem in sorted(problems.items()))
+        return Verdict("Degraded", message, mine.replica, attach, problems)
+    return Verdict("Ready", "", mine.replica, attach, problems)
+
+
+def _refused_standby(export: str, name: str, facts: Facts) -> str:
+    if facts.identity is not None:
+        found = facts.identity
+        return (
+            f"its export.json is of pair {found.pair}, epoch {found.epoch}, promotion {found.promotion}, not this pair's: "
+            "it holds other or older data and is not written to"
+        )
+    if facts.empty:
+        return (
+            "it was part of this pair and is empty now: it is not mounted, or its disk was replaced. "
+            f"If it was replaced: request 'accept {export} --replica {name}', and it is filled again"
+        )
+    return "it holds data that is not this pair's; empty it, and it joins"
+
+
+def _describe(known: Mapping[str, Identity]) -> str:
+    return ", ".join(
+        f"{name} says pair {i.pair}, epoch {i.epoch}, active {i.active!r}" for name, i in sorted(known.items())
+    )
+
+
+def _stop(phase: str, message: str, problems: Mapping[str, str]) -> Verdict:
+    return Verdict(phase, message, None, {}, dict(problems))

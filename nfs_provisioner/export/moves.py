@@ -1,0 +1,231 @@
+"""Giving up, archiving, restoring and purging: a volume's directory changes its place or leaves.
+
+Each move is recorded with its target before it begins, and goes through `work/<term>/`, so that wherever it is cut
+off, the inode in the record tells where the directory is, and `finish` goes on from there. A rename never lands on a
+directory that this move did not claim by mkdir.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from nfs_provisioner.errors import RefusedForSafety
+from nfs_provisioner.export import filesystem as fs
+from nfs_provisioner.export.paths import archive_name, record_file_name
+from nfs_provisioner.export.records import CONTROL_DIRECTORY, MOVING, State, VolumeRecord
+from nfs_provisioner.export.store import Store, missing_directory
+
+_DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
+_TRASH = f"{CONTROL_DIRECTORY}/trash"
+
+
+def give_up(
+    store: Store, pv: str, action: str, *, claim_uid: str | None, states: Iterable[State], avoid: Collection[str] = ()
+) -> VolumeRecord:
+    """Archive, delete or retain a volume whose PV is being deleted. Returns the settled record; repeating is harmless.
+
+    `avoid` holds directory names that were given up a moment ago and must not be reused yet.
+    """
+    wanted = {"archive": State.ARCHIVED, "delete": State.DELETED, "retain": State.RETAINED}[action]
+    record = store.require(pv, states={*states, *MOVING, *_DONE.values(), State.RETAINED}, claim_uid=claim_uid)
+    if record.state in MOVING and record.target is not None:
+        return finish(store, record, avoid=avoid)
+    if record.state not in states:
+        return record
+    if wanted is State.RETAINED or record.shared:
+        return store.write(record.advanced(state=State.RETAINED, since=store.now()))
+    inode = fs.inode_at(store.root, record.directory)
+    if inode is None or inode != record.inode:
+        raise RefusedForSafety(missing_directory(store.path, record, inode))
+    moving = State.ARCHIVING if wanted is State.ARCHIVED else State.DELETING
+    target = _archive_target(store, record, avoid) if moving is State.ARCHIVING else _trash_target(record)
+    return finish(store, store.write(record.advanced(state=moving, target=target, since=store.now())), avoid=avoid)
+
+
+def move_to(store: Store, record: VolumeRecord, state: State, target: str) -> VolumeRecord:
+    """The same move with a target that the other replica chose (a standby follows its active)."""
+    inode = fs.inode_at(store.root, record.directory)
+    if inode is None or inode != record.inode:
+        raise RefusedForSafety(missing_directory(store.path, record, inode))
+    return finish(store, store.write(record.advanced(state=state, target=target, since=store.now())), fixed=True)
+
+
+def restore(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord:
+    """Make an archive the directory of a new volume: its data moves, nothing is copied. Returns the new record.
+
+    The new record takes the tree over before the move, the old one becomes a tombstone after it.
+    """
+    record = store.read(wanted.pv)
+    if record is None:
+        archive = store.require(archive_pv, states=(State.ARCHIVED, State.RETAINED))
+        if archive.claim.namespace != wanted.claim.namespace:
+            raise RefusedForSafety(
+                f"the archive {archive.directory!r} belonged to namespace {archive.claim.namespace!r}, "
+                f"not to {wanted.claim.namespace!r}"
+            )
+        record = store.write(
+            replace(
+                wanted,
+                tree=archive.tree,
+                state=State.RESTORING,
+                directory=archive.directory,
+                target=wanted.directory,
+                inode=archive.inode,
+                origin=archive_pv,
+                since=store.now(),
+            )
+        )
+    if record.state is State.RESTORING:
+        if record.target is not None:
+            record = finish(store, record)
+        leave_to_successor(store, record)
+    return record
+
+
+def leave_to_successor(store: Store, record: VolumeRecord) -> None:
+    """The record that `record` was restored from names nothing any more: make it a tombstone that says where it went."""
+    if record.origin is None:
+        return
+    old = store.read(record.origin)
+    if old is not None and old.tree == record.tree and old.state in (State.ARCHIVED, State.RETAINED):
+        store.write(old.advanced(state=State.DELETED, successor=record.pv, since=store.now()))
+
+
+def finish(
+    store: Store,
+    record: VolumeRecord,
+    *,
+    avoid: Collection[str] = (),
+    owned: Collection[str] | None = None,
+    fixed: bool = False,
+) -> VolumeRecord:
+    """Carry a recorded move out, from wherever it is. Returns the settled record.
+
+    `owned` (after a restart) holds every directory that some other record names, so that a claimed but still empty
+    target of this move can be told from somebody's empty archive. `fixed` targets are never replaced by others.
+    """
+    if record.target is None:
+        return record
+    slot = _slot_of(store, record)
+    if slot is None:
+        place = fs.inode_at(store.root, record.directory)
+        if place == record.inode:
+            slot = _take_out(store, record)
+        elif fs.inode_at(store.root, record.target) != record.inode:
+            raise RefusedForSafety(missing_directory(store.path, record, place))
+    if slot is not None:
+        record = _put(store, record, slot, avoid=avoid, owned=owned, fixed=fixed)
+    store.root_sync.sync()
+    store._remove_empty_parents(record.directory)
+    here = record.directory if record.state is State.DELETING else record.target
+    assert here is not None
+    return store.write(
+        record.advanced(
+            state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
+        )
+    )
+
+
+def _slot_of(store: Store, record: VolumeRecord) -> str | None:
+    """Name of the entry in work/<term>/ that is this volume's directory on its way."""
+    stem = record_file_name(record.pv).removesuffix(".json")
+    for name in (stem, *(n for n in os.listdir(store.work) if n.startswith(f"{stem}~"))):
+        if record.inode is not None and fs.directory_inode(store.work, name) == record.inode:
+            return name
+    return None
+
+
+def _take_out(store: Store, record: VolumeRecord) -> str:
+    slot = record_file_name(record.pv).removesuffix(".json")
+    store.guard()
+    with fs.parent_of(store.root, record.directory) as (parent, name):
+        os.rename(name, slot, src_dir_fd=parent, dst_dir_fd=store.work)
+        moved = fs.directory_inode(store.work, slot)
+        if moved != record.inode:  # swapped between look and rename: put it back where it was
+            if not fs.exists(parent, name):
+                os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
+            raise RefusedForSafety(missing_directory(store.path, record, moved))
+        if parent != store.root:
+            os.fsync(parent)
+    return slot
+
+
+def _put(
+    store: Store, record: VolumeRecord, slot: str, *, avoid: Collection[str], owned: Collection[str] | None, fixed: bool
+) -> VolumeRecord:
+    """Claim the target by mkdir and rename over the empty directory that mkdir made."""
+    assert record.target is not None
+    if record.state is State.DELETING:
+        store.guard()
+        os.rename(slot, record.target.rsplit("/", 1)[1], src_dir_fd=store.work, dst_dir_fd=store.trash)
+        os.fsync(store.trash)
+        return record
+    while True:
+        assert record.target is not None
+        store.guard()
+        with fs.parent_of(store.root, record.target, create=True) as (parent, name):
+            if fs.make_directory(parent, name, 0o700) or _is_own_claim(store, parent, name, record, owned):
+                os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
+                os.fsync(parent)
+                return record
+        if fixed or record.state is State.RESTORING:
+            raise RefusedForSafety(
+                f"{store.path}: {record.target!r} exists already; {record.pv} cannot move there. "
+                f"It is kept in {CONTROL_DIRECTORY}/work. Move {record.target!r} away, and it goes on."
+            )
+        record = store.write(record.advanced(target=_archive_target(store, record, avoid)))
+
+
+def _is_own_claim(store: Store, parent: int, name: str, record: VolumeRecord, owned: Collection[str] | None) -> bool:
+    """After a restart: the empty, private directory that this move's mkdir made, and that nobody else's record names."""
+    if owned is None or record.target in owned:
+        return False
+    with contextlib.suppress(NotADirectoryError), fs.opened(parent, name) as fd:
+        found = os.fstat(fd)
+        return stat.S_IMODE(found.st_mode) == 0o700 and found.st_uid == os.fstat(store.work).st_uid and fs.is_empty(fd)
+    return False
+
+
+def _archive_target(store: Store, record: VolumeRecord, avoid: Collection[str]) -> str:
+    return archive_name(record.directory, lambda name: name in avoid or fs.exists(store.root, name), datetime.now(UTC))
+
+
+def _trash_target(record: VolumeRecord) -> str:
+    return f"{_TRASH}/{record_file_name(record.pv).removesuffix('.json')[:200]}~{os.urandom(6).hex()}"
+
+
+def recover(store: Store, loaded: Iterable[VolumeRecord]) -> tuple[list[VolumeRecord], list[str]]:
+    """After a restart: finish every move that a record says was begun. Returns all records, and what went wrong.
+
+    What older terms left in work/ and no record explains is moved to lost/, never removed.
+    """
+    settled: list[VolumeRecord] = []
+    problems: list[str] = []
+    loaded = list(loaded)
+    names = [r.directory for r in loaded if r.holds_directory]
+    for slim in loaded:
+        record = slim
+        if (slim.state in MOVING and slim.target is not None) or slim.state is State.RESTORING:
+            try:
+                full = store.read(slim.pv) or slim
+                owned = set(names) - {slim.directory}
+                record = finish(store, full, owned=owned)
+                if record.state is State.RESTORING:
+                    leave_to_successor(store, record)
+            except RefusedForSafety as error:
+                problems.append(error.message)
+        settled.append(record.slim())
+    pending = {record_file_name(r.pv).removesuffix(".json") for r in settled if r.state in MOVING}
+    for name in os.listdir(store.work):
+        if fs.directory_inode(store.work, name) is not None and name.split("~")[0] not in pending:
+            kept = f"{name}~{os.urandom(4).hex()}"
+            os.rename(name, kept, src_dir_fd=store.work, dst_dir_fd=store.lost)
+            problems.append(
+                f"{store.path}: a directory that no record explains was kept as {CONTROL_DIRECTORY}/lost/{kept}"
+            )
+    return settled, problems

@@ -1,0 +1,226 @@
+"""The child process of one replica: does every file-system call on it, so that a hung server hangs nothing else.
+
+Requests come as (id, operation, arguments) over a socket pair and are answered as (id, result, error). Several run at
+once: over NFS each call costs a round trip. The end of the leader's lease lies in memory shared with the parent and is
+looked at before each step, because both processes may have been stopped since the request was sent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from typing import Any
+
+from nfs_provisioner.errors import (
+    Infeasible,
+    LostLeadership,
+    NfsProvisionerError,
+    RefusedForSafety,
+    RetryLater,
+)
+from nfs_provisioner.export import moves, standby
+from nfs_provisioner.export.records import MOVING, Identity, State, VolumeRecord
+from nfs_provisioner.export.store import Abilities, Facts, Store
+
+_THREADS = 8
+_READERS = 16
+_PR_SET_PDEATHSIG = 1
+_ERRORS: dict[str, type[NfsProvisionerError]] = {
+    error.__name__: error for error in (RetryLater, Infeasible, RefusedForSafety, LostLeadership)
+}
+
+
+def pack_error(error: Exception, path: str) -> tuple[str, str, str]:
+    """Name, message and reason of what a request ended with; OSErrors name the replica and what to look at."""
+    if isinstance(error, NfsProvisionerError):
+        name = next(n for n, kind in _ERRORS.items() if isinstance(error, kind))
+        return name, error.message, error.reason
+    if isinstance(error, OSError):
+        what = f": {error.filename}" if error.filename else ""
+        return "RetryLater", f"{path}: {error.strerror or error}{what}", "ProvisioningFailed"
+    return "RefusedForSafety", f"{path}: unexpected {type(error).__name__}: {error}", "ProvisioningFailed"
+
+
+def unpack_error(packed: tuple[str, str, str]) -> NfsProvisionerError:
+    """The error to raise in the parent."""
+    name, message, reason = packed
+    return _ERRORS[name](message, reason=reason)
+
+
+class LeaseEnd:
+    """The moment at which acting must stop, shared with the children. Seconds of the clock that all processes of a
+    machine share and that counts through suspend (CLOCK_BOOTTIME), as the elector's does."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        self.fd = os.memfd_create("lease-end") if fd is None else fd
+        if fd is None:
+            os.ftruncate(self.fd, mmap.PAGESIZE)
+        self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
+
+    def set(self, moment: float) -> None:
+        """Called by the elector when a renewal succeeded (and with 0.0 when the lease is lost)."""
+        struct.pack_into("d", self._memory, 0, moment)
+
+    def check(self) -> None:
+        """Raise LostLeadership when the moment has passed."""
+        (moment,) = struct.unpack_from("d", self._memory, 0)
+        if time.clock_gettime(time.CLOCK_BOOTTIME) >= moment:
+            raise LostLeadership("the lease may have passed to another controller; nothing more is changed here")
+
+
+class Worker:
+    """The operations, by name. Everything but `inspect` needs `attach` first."""
+
+    def __init__(self, path: str, lease: LeaseEnd) -> None:
+        self.path = path
+        self._lease = lease
+        self._store: Store | None = None
+        self._trash_waits = threading.Event()
+        self.operations: dict[str, Callable[..., Any]] = {
+            "inspect": self.inspect,
+            "attach": self.attach,
+            "load": self.load,
+            "space": lambda: self.store.space(),
+            "unmanaged": lambda names: self.store.unmanaged(names),
+            "provision": lambda record: self.store.provision(record),
+            "make_live": lambda pv, manifests: self.store.make_live(pv, manifests).slim(),
+            "update": lambda pv, changes, states: self.store.update(pv, changes, states=states).slim(),
+            "undo": lambda pv: self.store.undo(pv),
+            "adopt": lambda record: self.store.adopt(record).slim(),
+            "restore": lambda record, archive: moves.restore(self.store, record, archive).slim(),
+            "give_up": self.give_up,
+            "forget": self.forget,
+            "read_many": lambda pvs: {pv: self.store.read(pv) for pv in pvs},
+            "raise_seq": lambda: self.store.raise_seq(),
+            "follow": self.follow,
+            "set_members": lambda members: self.store.set_members(members),
+            "server_time": lambda: self.store.server_time(),
+        }
+
+    @property
+    def store(self) -> Store:
+        """The activated store."""
+        if self._store is None or self._store.identity is None:
+            raise RetryLater(f"{self.path}: not attached yet")
+        return self._store
+
+    def inspect(self) -> Facts:
+        """Open the root and look at it; changes nothing."""
+        store = Store(self.path, guard=self._lease.check, now=utc_now)
+        facts = store.facts()
+        old, self._store = self._store, store
+        if old is not None:
+            old.close()
+        return facts
+
+    def attach(self, identity: Identity, found: Identity | None, term: str) -> Abilities:
+        """Activate with `identity`; `found` is what `inspect` saw, and must still be there."""
+        store = self._store
+        if store is None:
+            raise RetryLater(f"{self.path}: not inspected yet")
+        self._lease.check()
+        if store.facts().identity != found:
+            raise RefusedForSafety(f"{self.path}: export.json changed between look and start; looking again")
+        store.identity = found
+        abilities = store.activate(identity, term)
+        threading.Thread(target=self._empty_trash, name="trash", daemon=True).start()
+        return abilities
+
+    def load(self) -> tuple[list[VolumeRecord], list[str]]:
+        """All records, after finishing what an earlier worker began."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            loaded, unreadable = self.store.load(pool)
+            if any(record.state in MOVING for record in loaded) or os.listdir(self.store.work):
+                _, problems = moves.recover(self.store, loaded)
+                loaded, unreadable = self.store.load(pool)
+                unreadable += problems
+        self._trash_waits.set()
+        return loaded, unreadable
+
+    def give_up(
+        self, pv: str, action: str, claim_uid: str | None, states: frozenset[State], avoid: frozenset[str]
+    ) -> VolumeRecord:
+        """Archive, delete or retain; what was deleted is removed in the background."""
+        record = moves.give_up(self.store, pv, action, claim_uid=claim_uid, states=states, avoid=avoid)
+        self._trash_waits.set()
+        return record.slim()
+
+    def forget(self, pv: str) -> None:
+        """Drop a tombstone that every replica has acknowledged."""
+        self.store.require(pv, states=(State.DELETED,))
+        self.store.forget(pv)
+
+    def follow(self, steps: list[standby.Step], seq: int) -> list[VolumeRecord | str]:
+        """Steps of a standby towards its active's records."""
+        results = standby.take_all(self.store, steps, seq)
+        self._trash_waits.set()
+        return [result.slim() if isinstance(result, VolumeRecord) else result for result in results]
+
+    def _empty_trash(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # a thread's own, on Linux
+        while True:
+            self._trash_waits.wait()
+            self._trash_waits.clear()
+            try:
+                self.store.empty_trash(self._must_stop)
+            except (OSError, NfsProvisionerError) as error:
+                message = pack_error(error, self.path)[1]
+                print(f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True)
+
+    def _must_stop(self) -> bool:
+        try:
+            self.store.guard()
+        except (LostLeadership, RetryLater):
+            return True
+        return False
+
+
+def utc_now() -> str:
+    """RFC 3339 with seconds, for records; decisions never compare it with another machine's."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def serve(connection: Connection, worker: Worker) -> None:
+    """Answer requests until the parent closes its end (or dies: then nothing more may be started)."""
+    answering = threading.Lock()
+
+    def handle(number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        result, packed = None, None
+        try:
+            result = worker.operations[name](*arguments)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the parent must hear of it
+            packed = pack_error(error, worker.path)
+        with answering:
+            connection.send((number, result, packed))
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while True:
+            try:
+                request = connection.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            pool.submit(handle, *request)
+
+
+def main() -> None:
+    """Entry point: worker.py SOCKET_FD LEASE_FD PATH."""
+    socket_fd, lease_fd, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.umask(0)
+    serve(Connection(socket_fd), Worker(path, LeaseEnd(lease_fd)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What there is: the JSON of /api/status and the levels of /metrics, out of caches and catalogs. No disk, no API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nfs_provisioner import __version__
+from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
+from nfs_provisioner.metrics import ExportSample, ReplicaSample, Snapshot, VolumeSample
+from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.objects import Volume
+
+JsonObject = dict[str, Any]
+
+
+def overview(
+    exports: list[Export], volume: Callable[[str], Volume | None], *, leader: str, provisioner: str
+) -> JsonObject:
+    """Exports, volumes and archives, sizes in bytes. Unknown figures are null."""
+    records = [(export, record) for export in exports for record in export.catalog.all()]
+    return {
+        "version": __version__,
+        "leader": leader,
+        "provisioner": provisioner,
+        "exports": [_export(export) for export in exports],
+        "volumes": [
+            _volume(volume(record.pv), export, record) for export, record in records if record.state in RESERVING
+        ],
+        "archives": [
+            _archive(export, record) for export, record in records if record.state in (State.ARCHIVED, State.RETAINED)
+        ],
+    }
+
+
+def _export(export: Export) -> JsonObject:
+    status = export.status()
+    return {
+        "name": export.name,
+        "phase": status.phase,
+        "message": status.message,
+        "active": status.active,
+        "epoch": status.epoch,
+        "mirror": export.spec.is_mirror,
+        "capacity": status.capacity,
+        "available": status.available,
+        "used": status.used,
+        "reserved": status.reserved,
+        "volumes": status.volumes,
+        "archives": status.archives,
+        "unmanaged": status.unmanaged,
+        "replicas": [
+            {"name": r.name, "role": r.role, "reachable": r.reachable, "message": r.message} for r in status.replicas
+        ],
+    }
+
+
+def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> JsonObject:
+    return {
+        "namespace": record.claim.namespace,
+        "claim": record.claim.name,
+        "volume": record.pv,
+        "phase": volume.phase if volume is not None else "",
+        "state": str(record.state),
+        "export": export.name,
+        "directory": record.directory,
+        "requested": record.requested,
+        "used": None,
+        "storageClass": record.storage_class,
+        "onDelete": record.policy.on_delete,
+        "shared": record.shared,
+    }
+
+
+def _archive(export: Export, record: VolumeRecord) -> JsonObject:
+    return {
+        "name": record.directory,
+        "export": export.name,
+        "namespace": record.claim.namespace,
+        "claim": record.claim.name,
+        "volume": record.pv,
+        "state": str(record.state),
+        "since": record.since,
+        "requested": record.requested,
+        "retention": record.policy.archive_retention,
+    }
+
+
+def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
+    """The levels for one scrape; only the leader has any of exports and volumes."""
+    if not leading:
+        return Snapshot(leader=False, workqueue_depth=depth)
+    return Snapshot(
+        volumes=[
+            VolumeSample(record.claim.namespace, record.claim.name, record.pv, export.name, record.requested)
+            for export in exports
+            for record in export.catalog.all()
+            if record.state is State.LIVE
+        ],
+        exports=[_sample(export) for export in exports],
+        leader=True,
+        workqueue_depth=depth,
+    )
+
+
+def _sample(export: Export) -> ExportSample:
+    status = export.status()
+    return ExportSample(
+        name=export.name,
+        replicas=[ReplicaSample(r.name, r.reachable, r.role == "active") for r in status.replicas],
+        volumes=status.volumes,
+        archives=status.archives,
+        reserved=status.reserved,
+        capacity=status.capacity,
+        used=status.used,
+        available=status.available,
+        unmanaged=status.unmanaged,
+        epoch=status.epoch if status.promotion else None,
+    )

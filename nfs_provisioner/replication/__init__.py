@@ -1,0 +1,1 @@
+"""The pair: what the standby does to hold what the active holds."""

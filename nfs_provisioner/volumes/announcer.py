@@ -1,0 +1,87 @@
+"""Tells people and Prometheus what happened to a volume: Events, counters, one line in the log."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from nfs_provisioner.errors import NfsProvisionerError, RetryLater
+from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.kube.api import JsonObject
+from nfs_provisioner.kube.events import EventWriter
+from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.volumes.decisions import Situation
+from nfs_provisioner.volumes.objects import Claim, Volume, event
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """One place for the wording. Never blocks, never fails."""
+
+    def __init__(self, events: EventWriter, metrics: Metrics, component: str) -> None:
+        self._events = events
+        self._metrics = metrics
+        self._component = component
+
+    def provisioned(self, claim: Claim, pv: str, export: str, directory: str, seconds: float) -> None:
+        """A claim has its PV."""
+        self._metrics.provision_total.labels(claim.storage_class, "").inc()
+        self._metrics.provision_duration_seconds.labels(claim.storage_class, "").observe(seconds)
+        log.info("claim %s: PV %s on export %s, directory %s", claim, pv, export, directory)
+        message = f"PV {pv} is the directory {directory} on export {export}"
+        self.about_claim(claim, "ProvisioningSucceeded", message, warning=False)
+
+    def failed(self, s: Situation, error: NfsProvisionerError) -> None:
+        """Something could not be done (now): an Event on the object whose owner can do something about it."""
+        if s.volume is not None and (s.volume.phase == "Released" or s.claim is None):
+            self._metrics.delete_failed_total.labels(s.volume.storage_class).inc()
+            self.about_volume(s.volume, "VolumeFailedDelete", error.message)
+        elif s.claim is not None:
+            waiting = isinstance(error, RetryLater) and error.reason == "Provisioning"
+            if not waiting and s.volume is None:
+                self._metrics.provision_failed_total.labels(s.claim.storage_class, "").inc()
+            self.about_claim(s.claim, error.reason, error.message, warning=not waiting)
+        else:
+            log.warning("%s: %s", s.name, error.message)
+
+    def deleted(self, volume: Volume, export: str, record: VolumeRecord, seconds: float) -> None:
+        """A PV went by its policy."""
+        self._metrics.delete_total.labels(volume.storage_class).inc()
+        self._metrics.delete_duration_seconds.labels(volume.storage_class).observe(seconds)
+        log.info("PV %s of claim %s: %s, directory %s", volume.name, record.claim, record.state, record.directory)
+        if record.state is State.ARCHIVED:
+            message = f"volume {volume.name} of claim {record.claim} was archived as {record.directory}"
+            self.about_export(export, "VolumeArchived", message, warning=False)
+
+    def about_claim(self, claim: Claim, reason: str, message: str, *, warning: bool) -> None:
+        """An Event on a claim."""
+        self._events.record(
+            self._event("PersistentVolumeClaim", "v1", claim.name, claim.namespace, claim.uid, reason, message, warning)
+        )
+
+    def about_volume(self, volume: Volume, reason: str, message: str) -> None:
+        """A warning on a PV."""
+        self._events.record(self._event("PersistentVolume", "v1", volume.name, "", volume.uid, reason, message, True))
+
+    def about_export(self, name: str, reason: str, message: str, *, warning: bool, uid: str = "") -> None:
+        """An Event on an NFSExport."""
+        self._events.record(
+            self._event("NFSExport", "nfs-provisioner.io/v1alpha1", name, "", uid, reason, message, warning)
+        )
+
+    def _event(
+        self, kind: str, version: str, name: str, namespace: str, uid: str, reason: str, message: str, warning: bool
+    ) -> JsonObject:
+        return event(
+            kind=kind,
+            api_version=version,
+            name=name,
+            namespace=namespace,
+            uid=uid,
+            reason=reason,
+            message=message,
+            warning=warning,
+            component=self._component,
+            moment=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )

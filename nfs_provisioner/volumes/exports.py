@@ -1,0 +1,467 @@
+"""One NFSExport at work: which replica is active, its catalog, its status, and what a person asks of it.
+
+Brings together what the replicas' attachments see (`export/attachment.py`), the verdict on their identity
+(`export/identity.py`) and the object in the API. Acts on files only through the replicas. One thread per export does
+what may wait for a server, so that no export waits for another's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from uuid import uuid4
+
+from nfs_provisioner.config import ExportSpec
+from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RetryLater
+from nfs_provisioner.export.attachment import Attachment, Loaded
+from nfs_provisioner.export.catalog import Catalog
+from nfs_provisioner.export.identity import Remembered, Verdict, judge
+from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
+from nfs_provisioner.export.replica import WORKER_COMMAND, Replica
+from nfs_provisioner.export.worker import LeaseEnd
+from nfs_provisioner.volumes import requests
+from nfs_provisioner.volumes.decisions import Room
+from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus
+
+log = logging.getLogger(__name__)
+
+FIRST_LOOK = 3.0  # seconds in which a new export is expected to be ready: before that, nobody is told that it is not
+HOUSEKEEPING = 15.0  # seconds between looks for archives to purge, tombstones to drop, strangers to count
+
+
+class Partner(Protocol):
+    """What brings the standby's records to the active's (`replication/mirror.py`)."""
+
+    def start(self) -> None:
+        """Begin."""
+
+    def stop(self) -> None:
+        """End."""
+
+    def wake(self) -> None:
+        """Something changed on the active side."""
+
+    @property
+    def message(self) -> str:
+        """What does not go on by itself; empty when all is well."""
+
+    def acknowledged(self, pv: str) -> bool:
+        """Whether the standby knows that this volume is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What an export needs of the process around it."""
+
+    cluster: str
+    lease: LeaseEnd
+    term: Callable[[], str]
+    partner: Callable[[Export, Attachment, Attachment, list[VolumeRecord]], Partner]
+    on_ready: Callable[[str], None]  # the catalog of this export was filled: look at every volume again
+    on_status: Callable[[str], None]  # something that people see has changed
+    on_event: Callable[[str, str, str, bool], None]  # export, reason, message, warning
+    observe: Callable[[str, str, float], None] = lambda export, replica, seconds: None
+    worker_command: tuple[str, ...] = WORKER_COMMAND
+    clock: Callable[[], float] = time.monotonic
+    poll: float = 10.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the NFSExport object says beside its spec."""
+
+    uid: str = ""
+    deleting: bool = False
+    request: str = ""
+    remembered: Remembered = field(default_factory=Remembered)
+    handled: Mapping[str, str] | None = None
+
+
+class Export:
+    """One export. `catalog` is the active replica's; `ready` says that it is filled and may be acted on."""
+
+    def __init__(self, spec: ExportSpec, seen: Seen, services: Services) -> None:
+        self.spec = spec
+        self.seen = seen
+        self.catalog = Catalog(clock=services.clock)
+        self.client_address: str | None = None  # the Service's ClusterIP, once known
+        self._services = services
+        self._lock = threading.RLock()
+        self._attachments: dict[str, Attachment] = {}
+        self._verdict = Verdict("Initializing", "looking at the replicas")
+        self._remembered = seen.remembered
+        self._accepted: str | None = None
+        self._active: Attachment | None = None
+        self._partner: Partner | None = None
+        self._problems: list[str] = []
+        self._unmanaged: int | None = None
+        self._handled = seen.handled
+        self._archived_since: dict[str, float] = {}
+        self._reachable: dict[str, bool] = {}
+        self._wake = threading.Event()
+        self._stopped = False
+        self._looking_until = services.clock() + FIRST_LOOK
+        self._thread = threading.Thread(target=self._run, name=f"export-{spec.name}", daemon=True)
+
+    @property
+    def name(self) -> str:
+        """Of the NFSExport."""
+        return self.spec.name
+
+    def start(self) -> None:
+        """Begin to look at the replicas."""
+        with self._lock:
+            self._make_attachments(self.spec)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every child."""
+        self._stopped = True
+        self._wake.set()
+        with self._lock:
+            if self._partner is not None:
+                self._partner.stop()
+            attachments = list(self._attachments.values())
+        for attachment in attachments:
+            attachment.stop()
+
+    def _make_attachments(self, spec: ExportSpec) -> None:
+        for replica in spec.replicas:
+            handle = Replica(
+                replica.name,
+                replica.mount_path,
+                self._services.lease,
+                observe=lambda _operation, seconds, name=replica.name: self._services.observe(self.name, name, seconds),  # type: ignore[misc]
+                command=self._services.worker_command,
+            )
+            made = Attachment(handle, self._services.term, self._on_change, poll=self._services.poll)
+            self._attachments[replica.name] = made
+            made.start()
+
+    # -- what the API says ----------------------------------------------------------------------------------------
+
+    def update(self, spec: ExportSpec, seen: Seen) -> None:
+        """The object changed. Replicas whose place changed are looked at anew."""
+        with self._lock:
+            moved = {r.name: r.mount_path for r in spec.replicas} != {r.name: r.mount_path for r in self.spec.replicas}
+            self.spec, self.seen = spec, seen
+            if moved:
+                self._drop_partner()
+                self._active = None
+                for attachment in self._attachments.values():
+                    attachment.stop()
+                self._attachments.clear()
+                self._make_attachments(spec)
+        self._wake.set()
+        self._services.on_status(self.name)
+
+    # -- what the replicas say --------------------------------------------------------------------------------------
+
+    def _on_change(self, changed: Attachment, loaded: Loaded | None) -> None:
+        """Called from an attachment's thread."""
+        with self._lock:
+            if self._stopped or self._attachments.get(changed.name) is not changed:
+                return
+            self._note_reachable(changed)
+            if loaded is not None:
+                self._take(changed, loaded)
+            elif changed is self._active and changed.attached is None:
+                self._active = None
+                self._drop_partner()
+                for other in self._attachments.values():
+                    other.assign(None)  # the standby has nothing to follow; it is read again when the active is back
+            self._evaluate()
+            became_ready = loaded is not None and self._active is changed
+        self._services.on_status(self.name)
+        if became_ready:
+            self._services.on_ready(self.name)
+
+    def _note_reachable(self, attachment: Attachment) -> None:
+        up = attachment.view().facts is not None
+        before = self._reachable.get(attachment.name)
+        self._reachable[attachment.name] = up
+        if before is not False and not up:
+            self._services.on_event(
+                self.name, "ReplicaUnreachable", f"replica {attachment.name}: {attachment.message}", True
+            )
+        elif before is False and up:
+            self._services.on_event(self.name, "ReplicaReachable", f"replica {attachment.name} answers again", False)
+
+    def _evaluate(self) -> None:
+        """Judge again, and hand out what may be attached: the active first, the standby when that is done."""
+        order = [self._attachments[replica.name] for replica in self.spec.replicas]
+        self._verdict = judge(
+            self.name,
+            self._services.cluster,
+            self._remembered,
+            tuple(attachment.view() for attachment in order),
+            accepted=self._accepted,
+            new_id=lambda: uuid4().hex,
+        )
+        stopped = self._verdict.phase in ("Halted", "Diverged")
+        for attachment in order:
+            identity = self._verdict.attach.get(attachment.name)
+            is_active = attachment.name == self._verdict.active
+            if identity is not None and (is_active or self._active is not None):
+                attachment.assign(identity)
+            elif stopped or attachment.name in self._verdict.problems:
+                if attachment is self._active:
+                    self._active = None
+                    self._drop_partner()
+                attachment.assign(None)
+
+    def _take(self, attachment: Attachment, loaded: Loaded) -> None:
+        """A replica was attached and read."""
+        identity = attachment.attached
+        assert identity is not None
+        if attachment.name == self._accepted:
+            self._accepted = None
+        if identity.active == attachment.name:
+            self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
+            self.catalog.fill(loaded.records, age=_age)
+            self._archived_since = {}
+            self._problems = loaded.problems
+            self._active = attachment
+        elif self._active is not None:
+            self._drop_partner()
+            self._partner = self._services.partner(self, self._active, attachment, loaded.records)
+            self._partner.start()
+
+    def _drop_partner(self) -> None:
+        if self._partner is not None:
+            self._partner.stop()
+            self._partner = None
+
+    # -- what others ask ----------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the active replica is attached and its records are known."""
+        active = self._active
+        return active is not None and active.attached is not None and active.replica.up
+
+    def call(self, operation: str, *arguments: Any) -> Any:
+        """One operation on the active replica; RetryLater while there is none."""
+        active = self._active
+        if active is None or active.attached is None:
+            raise RetryLater(
+                f"export {self.name} is {self._verdict.phase}: {self.message or 'looking at its replicas'}"
+            )
+        return active.replica.call(operation, *arguments)
+
+    def recorded(self, record: VolumeRecord | None, pv: str) -> None:
+        """The record of `pv` was written (or, None, removed): remember it, and let the standby follow."""
+        if record is None:
+            self.catalog.drop(pv)
+        else:
+            self.catalog.put(record)
+        partner = self._partner
+        if partner is not None:
+            partner.wake()
+
+    def client_mount(self) -> tuple[str, str]:
+        """Server and root path that PVs of this export name. RetryLater while it cannot be told."""
+        active = self._active
+        if active is None:
+            raise RetryLater(f"export {self.name} is {self._verdict.phase}: {self.message}")
+        replica = self.spec.replica(active.name) or self.spec.replicas[0]
+        if self.spec.service is not None:
+            if self.client_address is None:
+                raise RetryLater(
+                    f"export {self.name}: Service {self.spec.service.namespace}/{self.spec.service.name} does not exist or "
+                    "has no ClusterIP; create it without a selector, with port 2049"
+                )
+            return self.client_address, replica.path
+        return self.spec.address or replica.server, replica.path
+
+    def room(self) -> Room:
+        """This export as a place for a new volume."""
+        active = self._active
+        problem = ""
+        if self.seen.deleting:
+            problem = "it is being deleted"
+        elif active is None or not self.ready or active.space is None:
+            problem = f"{self._verdict.phase}: {self.message or 'looking at its replicas'}"
+        space = active.space if active is not None else None
+        size = self.spec.capacity or (space.size if space else 0)
+        looking = bool(problem) and self._services.clock() < self._looking_until and not self.seen.deleting
+        return Room(self.spec, size, space.free if space else 0, self.catalog.reserved, problem, looking)
+
+    @property
+    def active_replica(self) -> str:
+        """Name of the replica that clients are to use; empty before the first start."""
+        return self._remembered.active
+
+    @property
+    def message(self) -> str:
+        """What a person should know, in one line."""
+        partner = self._partner
+        parts = [self._verdict.message, partner.message if partner else "", *self._problems]
+        for attachment in list(self._attachments.values()):
+            if attachment.message and attachment.message not in self._verdict.message:
+                parts.append(f"replica {attachment.name}: {attachment.message}")
+        return "; ".join(part for part in parts if part)
+
+    def status(self) -> ExportStatus:
+        """For people and for the API."""
+        with self._lock:
+            records = self.catalog.all()
+            active, space = self._active, self._active.space if self._active else None
+            phase = self._verdict.phase
+            if phase == "Ready" and not self.ready:
+                phase = "Initializing" if not self._remembered.promotion else "Degraded"
+            elif (phase == "Ready" and any(a.attached is None for a in self._attachments.values())) or (
+                phase == "Ready" and self._partner is not None and self._partner.message
+            ):
+                phase = "Degraded"
+            return ExportStatus(
+                generation=self.spec.generation,
+                phase=phase,
+                message=self.message,
+                usable=self.ready and not self.seen.deleting,
+                active=self._remembered.active,
+                epoch=self._remembered.epoch,
+                promotion=self._remembered.promotion,
+                capacity=self.spec.capacity or (space.size if space else None),
+                available=space.free if space else None,
+                reserved=self.catalog.reserved,
+                volumes=sum(1 for record in records if record.state in RESERVING),
+                archives=sum(1 for record in records if record.state is State.ARCHIVED),
+                unmanaged=self._unmanaged if active else None,
+                replicas=[self._replica_status(r.name) for r in self.spec.replicas],
+                handled=self._handled,
+            )
+
+    def _replica_status(self, name: str) -> ReplicaStatus:
+        attachment = self._attachments[name]
+        role = "active" if name == self._remembered.active else "standby"
+        message = self._verdict.problems.get(name) or attachment.message
+        abilities = attachment.abilities
+        if not message and abilities is not None and abilities.root and not abilities.chown:
+            message = "root is squashed: owners cannot be set here; export it with no_root_squash"
+        return ReplicaStatus(name, role, attachment.view().facts is not None, message)
+
+    # -- work that may wait for a server ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            try:
+                self._handle_request()
+                if self.ready:
+                    self._housekeeping()
+            except NfsProvisionerError as error:
+                log.warning("export %s: %s", self.name, error.message)
+            self._services.on_status(self.name)
+            self._wake.wait(HOUSEKEEPING)
+            self._wake.clear()
+
+    def _housekeeping(self) -> None:
+        self._note_members()
+        count = self.call("unmanaged", self.catalog.root_names())
+        self._unmanaged = int(count)
+        for record in self.catalog.old_tombstones():
+            partner = self._partner
+            if len(self.spec.replicas) == 1 or (partner is not None and partner.acknowledged(record.pv)):
+                self.call("forget", record.pv)
+                self.recorded(None, record.pv)
+        self._purge_old_archives()
+
+    def _note_members(self) -> None:
+        """Both replicas have their identity: say so on each, so that neither is later taken for a new one."""
+        attached = [a for a in self._attachments.values() if a.attached is not None]
+        members = {a.name: a.attached.replica_id for a in attached if a.attached is not None}
+        for attachment in attached:
+            known = attachment.view().facts
+            if known is None or known.identity is None:
+                continue
+            wanted = {**{k: v for k, v in known.identity.members.items() if self.spec.replica(k)}, **members}
+            if dict(known.identity.members) != wanted:
+                attachment.replica.call("set_members", wanted)
+                attachment.note_members(wanted)
+
+    def _purge_old_archives(self) -> None:
+        """Retention, by two clocks and only after this leader has seen the archive for a while (H56)."""
+        now = self._services.clock()
+        due: list[VolumeRecord] = []
+        for record in self.catalog.all():
+            keep = record.policy.archive_retention
+            if record.state is not State.ARCHIVED or keep is None:
+                self._archived_since.pop(record.pv, None)
+                continue
+            seen_for = now - self._archived_since.setdefault(record.pv, now)
+            if seen_for >= min(keep, 3600.0) and _age(record) >= keep:
+                due.append(record)
+        if not due:
+            return
+        server_now = float(self.call("server_time"))
+        for record in due:
+            keep = record.policy.archive_retention or 0.0
+            if server_now - _moment(record.since) >= keep:
+                self.purge(record)
+            else:
+                log.warning(
+                    "export %s: archive %s is due by this machine's clock but not by the file server's; it is kept",
+                    self.name,
+                    record.directory,
+                )
+
+    def purge(self, record: VolumeRecord) -> None:
+        """Delete an archive."""
+        done = self.call(
+            "give_up", record.pv, "delete", None, frozenset({State.ARCHIVED}), self.catalog.unavailable_names()
+        )
+        self.recorded(done, record.pv)
+
+    def _handle_request(self) -> None:
+        text = self.seen.request
+        if not text or (self._handled is not None and self._handled.get("request") == text):
+            return
+        if not self._remembered.promotion and "accept" not in text:
+            return  # its epoch is not known yet
+        try:
+            asked = requests.parse(text, epoch=self._remembered.epoch)
+            message = self._carry_out(asked)
+            result = "Done"
+        except RetryLater as error:
+            log.info("export %s: request %r waits: %s", self.name, text, error.message)
+            return
+        except NfsProvisionerError as error:
+            result, message = ("Invalid" if isinstance(error, InvalidInput) else "Refused"), error.message
+        self._handled = {"request": text, "result": result, "message": message, "time": _now()}
+        self._services.on_event(self.name, f"Request{result}", f"{text}: {message}", result != "Done")
+
+    def _carry_out(self, asked: requests.Request) -> str:
+        if asked.verb == "accept":
+            if self.spec.replica(asked.name) is None:
+                raise InvalidInput(
+                    f"there is no replica {asked.name!r}; there are {[r.name for r in self.spec.replicas]}"
+                )
+            with self._lock:
+                self._accepted = asked.name
+                self._evaluate()
+            return f"replica {asked.name} is taken as it is now"
+        if not self.ready:
+            raise RetryLater(f"export {self.name} is {self._verdict.phase}: {self.message}")
+        record = self.catalog.archive_named(asked.name)
+        if record is None or record.state is not State.ARCHIVED:
+            raise InvalidInput(f"there is no archive {asked.name!r} on export {self.name}")
+        self.purge(record)
+        return f"archive {record.directory} of claim {record.claim} was deleted"
+
+
+def _moment(since: str) -> float:
+    return datetime.fromisoformat(since).timestamp()
+
+
+def _age(record: VolumeRecord) -> float:
+    """Seconds since the record's last change of state, by this machine's clock."""
+    return datetime.now(UTC).timestamp() - _moment(record.since)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,275 @@
+"""Kubernetes objects: the few fields of theirs that decisions need, and the objects that we write. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nfs_provisioner.config import format_quantity, parse_quantity
+from nfs_provisioner.export.records import ClaimRef
+
+JsonObject = dict[str, Any]
+
+DOMAIN = "nfs-provisioner.io"
+FINALIZER = "external-provisioner.volume.kubernetes.io/finalizer"
+EXPORT_FINALIZER = f"{DOMAIN}/volumes"
+PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
+STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
+STORAGE_PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
+SELECTED_NODE = "volume.kubernetes.io/selected-node"
+EXPORT_LABEL = f"{DOMAIN}/export"
+RESTORE_ARCHIVE = f"{DOMAIN}/restore-archive"
+REQUEST = f"{DOMAIN}/request"
+MANAGED_BY = DOMAIN
+NFS_PORT = 2049
+
+_NOT_KEPT = ("kubectl.kubernetes.io/", "pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A PersistentVolumeClaim. Sizes in bytes; `capacity` and `allocated` are what its status says."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: str
+    storage_class: str
+    provisioner: str
+    volume: str
+    phase: str
+    deleting: bool
+    requested: int
+    capacity: int | None = None
+    resizing: str = ""  # status.allocatedResourceStatuses.storage
+    access_modes: tuple[str, ...] = ()
+    volume_mode: str = "Filesystem"
+    data_source: str = ""  # "Kind name" of a dataSource or dataSourceRef
+    attributes_class: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    selector: Mapping[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of the PV that this claim is about: the one it names, or the one it would get."""
+        return self.volume or f"pvc-{self.uid}"
+
+    @property
+    def ref(self) -> ClaimRef:
+        """For records."""
+        return ClaimRef(self.namespace, self.name, self.uid)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A PersistentVolume. `claim` is its claimRef, `owned` whether it carries our finalizer."""
+
+    name: str
+    uid: str
+    version: str
+    phase: str
+    deleting: bool
+    policy: str
+    provisioned_by: str
+    export: str
+    storage_class: str
+    capacity: int
+    server: str
+    path: str
+    claim: ClaimRef | None
+    owned: bool
+    mount_options: tuple[str, ...] = ()
+
+
+def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
+    """The claim, if one of `provisioners` is asked for (or made its volume); None for everybody else's."""
+    metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    provisioner = annotations.get(STORAGE_PROVISIONER) or annotations.get(STORAGE_PROVISIONER_BETA) or ""
+    if provisioner not in provisioners:
+        return None
+    volume = spec.get("volumeName", "")
+    bound = bool(volume) and status.get("phase") == "Bound"
+    capacity = (status.get("capacity") or {}).get("storage")
+    source = spec.get("dataSourceRef") or spec.get("dataSource")
+    return Claim(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        storage_class=spec.get("storageClassName") or "",
+        provisioner=provisioner,
+        volume=volume,
+        phase=status.get("phase", "Pending"),
+        deleting="deletionTimestamp" in metadata,
+        requested=parse_quantity(((spec.get("resources") or {}).get("requests") or {}).get("storage", "0")),
+        capacity=None if capacity is None else parse_quantity(capacity),
+        resizing=(status.get("allocatedResourceStatuses") or {}).get("storage", ""),
+        access_modes=tuple(spec.get("accessModes") or ()),
+        volume_mode=spec.get("volumeMode", "Filesystem"),
+        data_source="" if not source else f"{source.get('kind', '')} {source.get('name', '')}".strip(),
+        attributes_class=spec.get("volumeAttributesClassName") or "",
+        # Bound claims are the many: what only provisioning reads is not kept for them.
+        labels={} if bound else metadata.get("labels") or {},
+        annotations={} if bound else annotations,
+        selector=None if bound else spec.get("selector"),
+    )
+
+
+def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
+    """The PV, if one of `provisioners` made it and it is an NFS volume; None for everybody else's."""
+    metadata, spec = raw["metadata"], raw["spec"]
+    made_by = (metadata.get("annotations") or {}).get(PROVISIONED_BY, "")
+    nfs = spec.get("nfs")
+    if made_by not in provisioners or not nfs:
+        return None
+    ref = spec.get("claimRef")
+    return Volume(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        phase=(raw.get("status") or {}).get("phase", "Pending"),
+        deleting="deletionTimestamp" in metadata,
+        policy=spec.get("persistentVolumeReclaimPolicy", "Retain"),
+        provisioned_by=made_by,
+        export=(metadata.get("labels") or {}).get(EXPORT_LABEL, ""),
+        storage_class=spec.get("storageClassName", ""),
+        capacity=parse_quantity((spec.get("capacity") or {}).get("storage", "0")),
+        server=nfs["server"],
+        path=nfs["path"],
+        claim=None if ref is None else ClaimRef(ref.get("namespace", ""), ref.get("name", ""), ref.get("uid", "")),
+        owned=FINALIZER in (metadata.get("finalizers") or ()),
+        mount_options=tuple(spec.get("mountOptions") or ()),
+    )
+
+
+def persistent_volume(
+    name: str,
+    claim: Claim,
+    *,
+    provisioner: str,
+    export: str,
+    server: str,
+    path: str,
+    capacity: int,
+    policy: str,
+    mount_options: tuple[str, ...] = (),
+) -> JsonObject:
+    """The PV of a claim, pre-bound to it. Its labels are ours alone: foreign ones would act on scheduling."""
+    metadata: JsonObject = {
+        "name": name,
+        "annotations": {PROVISIONED_BY: provisioner},
+        "labels": {EXPORT_LABEL: export},
+    }
+    if policy == "Delete":
+        metadata["finalizers"] = [FINALIZER]
+    spec: JsonObject = {
+        "capacity": {"storage": format_quantity(capacity)},
+        "accessModes": list(claim.access_modes),
+        "persistentVolumeReclaimPolicy": policy,
+        "storageClassName": claim.storage_class,
+        "volumeMode": "Filesystem",
+        "nfs": {"server": server, "path": path},
+        "claimRef": {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "namespace": claim.namespace,
+            "name": claim.name,
+            "uid": claim.uid,
+        },
+    }
+    if mount_options:
+        spec["mountOptions"] = list(mount_options)
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
+
+
+def claim_manifest(claim: Claim) -> JsonObject:
+    """What `recover` needs to write the claim again."""
+    metadata: JsonObject = {"namespace": claim.namespace, "name": claim.name}
+    annotations = {k: v for k, v in claim.annotations.items() if not k.startswith(_NOT_KEPT)}
+    for key, value in (("labels", dict(claim.labels)), ("annotations", annotations)):
+        if value:
+            metadata[key] = value
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": {
+            "accessModes": list(claim.access_modes),
+            "storageClassName": claim.storage_class,
+            "resources": {"requests": {"storage": format_quantity(claim.requested)}},
+        },
+    }
+
+
+def finalizer_patch(volume_uid: str, *, add: bool) -> JsonObject:
+    """Strategic merge patch that adds or removes our finalizer on exactly this PV."""
+    metadata: JsonObject = {"uid": volume_uid}
+    metadata["finalizers" if add else "$deleteFromPrimitiveList/finalizers"] = [FINALIZER]
+    return {"metadata": metadata}
+
+
+def event(
+    *,
+    kind: str,
+    api_version: str,
+    name: str,
+    namespace: str,
+    uid: str,
+    reason: str,
+    message: str,
+    warning: bool,
+    component: str,
+    moment: str,
+) -> JsonObject:
+    """A core/v1 Event; those about cluster-scoped objects live in namespace `default`. Its name is made unique by hash."""
+    home = namespace or "default"
+    regarding: JsonObject = {"kind": kind, "apiVersion": api_version, "name": name, "uid": uid}
+    if namespace:
+        regarding["namespace"] = namespace
+    digest = hashlib.sha256(f"{uid}{reason}{message}{moment}".encode()).hexdigest()[:16]
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{name[:200]}.{digest}", "namespace": home},
+        "involvedObject": regarding,
+        "reason": reason,
+        "message": message[:1024],
+        "type": "Warning" if warning else "Normal",
+        "source": {"component": component},
+        "reportingComponent": component,
+        "firstTimestamp": moment,
+        "lastTimestamp": moment,
+        "count": 1,
+    }
+
+
+def endpoint_slice(service_namespace: str, service: str, address: str, replica: str) -> JsonObject:
+    """The one EndpointSlice of a Service without selector, on the active replica."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": slice_name(service),
+            "namespace": service_namespace,
+            "labels": {
+                "kubernetes.io/service-name": service,
+                "endpointslice.kubernetes.io/managed-by": MANAGED_BY,
+            },
+            "annotations": {f"{DOMAIN}/replica": replica},
+        },
+        "addressType": "IPv6" if ":" in address else "IPv4",
+        "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "ports": [{"name": "nfs", "port": NFS_PORT, "protocol": "TCP"}],
+    }
+
+
+def slice_name(service: str) -> str:
+    """Name of the one slice that belongs to a Service."""
+    return f"{service}-nfs-provisioner"

@@ -1,0 +1,489 @@
+"""Decides, acts and records, one volume at a time.
+
+The only caller of `decisions.decide`, and the only module that makes or deletes PVs. Before each act: the lease. What
+needs a file server runs in that export's lane of the queue, so that a server that hangs holds up nobody else's claims.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from nfs_provisioner.config import StorageClassSpec, parse_class
+from nfs_provisioner.errors import (
+    Infeasible,
+    InvalidInput,
+    LostLeadership,
+    NfsProvisionerError,
+    RefusedForSafety,
+    RetryLater,
+)
+from nfs_provisioner.export.paths import ClaimNames, resolve, server_path
+from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.kube.api import (
+    PV,
+    AlreadyExists,
+    Api,
+    ApiError,
+    Conflict,
+    Invalid,
+    NotFound,
+)
+from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.kube.workqueue import WorkQueue
+from nfs_provisioner.volumes import adoption, growth
+from nfs_provisioner.volumes.announcer import Announcer
+from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, choose_export, decide, frozen_policy
+from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.objects import (
+    RESTORE_ARCHIVE,
+    Claim,
+    JsonObject,
+    Volume,
+    claim_manifest,
+    finalizer_patch,
+    persistent_volume,
+)
+from nfs_provisioner.volumes.registry import Registry
+
+log = logging.getLogger(__name__)
+
+DECIDE = ""  # the lane of what needs no file server
+_GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A new volume, decided: where it goes and what is recorded first."""
+
+    export: Export
+    record: VolumeRecord
+    storage_class: StorageClassSpec
+    restore_from: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """What the API said, as far as we know."""
+
+    claims: Reflector[Claim]
+    volumes: Reflector[Volume]
+    classes: Reflector[JsonObject]
+
+
+class Reconciler:
+    """`process` takes one key of the queue as far as it goes now. `check` raises LostLeadership."""
+
+    def __init__(
+        self,
+        api: Api,
+        caches: Caches,
+        registry: Registry,
+        queue: WorkQueue[str],
+        announcer: Announcer,
+        *,
+        provisioner: str,
+        adopt_from: frozenset[str],
+        check: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._caches = caches
+        self._registry = registry
+        self._queue = queue
+        self._announcer = announcer
+        self._provisioner = provisioner
+        self._adopt_from = adopt_from
+        self._check = check
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._plans: dict[str, Plan] = {}
+        self._last_policy: dict[str, str] = {}
+        self._began: dict[str, float] = {}
+
+    # -- what is known --------------------------------------------------------------------------------------------
+
+    def volume_went(self, volume: Volume) -> None:
+        """A PV vanished; its policy tells later whether its directory is retained or orphaned."""
+        self._last_policy[volume.name] = volume.policy
+
+    def look(self, name: str) -> Situation:
+        """Everything that is known about one volume."""
+        volume = self._caches.volumes.get(name)
+        found = self._registry.find(name)
+        claims = self._caches.claims.by_index(name)
+        claim = next(iter(claims), None)
+        if volume is not None and volume.claim is not None:
+            claim = self._caches.claims.get(str(volume.claim)) or claim
+        return Situation(
+            name,
+            claim,
+            volume,
+            None if found is None else found[1],
+            None if found is None else found[0].name,
+            self._last_policy.get(name, ""),
+        )
+
+    # -- one turn ---------------------------------------------------------------------------------------------------
+
+    def process(self, key: str, lane: str) -> None:
+        """Decide, and act if this is the right lane; otherwise hand the key over to it."""
+        situation = self.look(key)
+        try:
+            decision = decide(situation, adopt_from=self._adopt_from)
+            if decision.error is not None:
+                raise decision.error
+            if decision.act == "idle":
+                self._settled(key)
+                return
+            self._check()
+            export = self._export_for(situation, decision)
+            wanted = DECIDE if export is None else export.name
+            if wanted != lane:
+                self._queue.add(key, wanted, low=decision.act in ("make-live", "follow", "disown"))
+                return
+            log.debug("%s: %s: %s", key, decision.act, decision.why)
+            self._act(situation, decision, export)
+            self._queue.forget(key)
+        except NfsProvisionerError as error:
+            self._failed(situation, error, lane)
+
+    def _settled(self, key: str) -> None:
+        self._queue.forget(key)
+        self._began.pop(key, None)
+        with self._lock:
+            self._plans.pop(key, None)
+
+    def _export_for(self, s: Situation, decision: Decision) -> Export | None:
+        """The export whose server the act needs; None for what only the API server is needed for."""
+        if decision.act in ("hold", "release", "remake"):
+            return None
+        if decision.act == "provision":
+            return self._plan(s).export
+        if decision.act == "adopt":
+            assert s.volume is not None
+            return adoption.find_export(self._registry, s.volume)
+        assert s.export is not None
+        export = self._registry.get(s.export)
+        if export is None:
+            raise RetryLater(f"NFSExport {s.export} is gone")
+        return export
+
+    def _act(self, s: Situation, decision: Decision, export: Export | None) -> None:
+        match decision.act:
+            case "provision":
+                self._provision(s)
+            case "give-up":
+                self._give_up(s, decision, _there(export))
+            case "make-live":
+                self._make_live(s, _there(export))
+            case "undo":
+                self._undo(s, _there(export))
+            case "grow":
+                assert s.claim is not None and s.volume is not None and s.record is not None
+                growth.grow(self._api, _there(export), s.claim, s.volume, s.record, self._announcer, self._check)
+            case "follow":
+                assert s.volume is not None
+                self._update(s, _there(export), {"claim": s.volume.claim})
+            case "disown":
+                state = State.RETAINED if s.last_policy == "Retain" else State.ORPHANED
+                log.warning("%s: %s; its directory stays, %s", s.name, decision.why, state)
+                self._update(s, _there(export), {"state": state})
+            case "repost":
+                self._repost(s, _there(export))
+            case "adopt":
+                assert s.volume is not None
+                adoption.adopt(
+                    self._api, _there(export), s.volume, s.claim, self._class_raw(s.volume.storage_class),
+                    self._provisioner, self._check,
+                )  # fmt: skip
+            case "hold":
+                self._patch_finalizer(s, add=True)
+            case "release":
+                self._patch_finalizer(s, add=False)
+            case "remake":
+                self._patch_finalizer(s, add=False)
+                self._queue.add(s.name)
+
+    def _failed(self, s: Situation, error: NfsProvisionerError, lane: str) -> None:
+        """Tell the person who can do something, and try again when that can help."""
+        if isinstance(error, LostLeadership):
+            raise error
+        waiting = s.volume is None and s.claim is not None and not s.claim.volume
+        if isinstance(error, Conflict):
+            self._queue.retry(s.name, DECIDE)  # somebody changed it meanwhile: look again
+            return
+        if error.reason != QUIET:
+            self._announcer.failed(s, error)
+            log.info("%s: %s", s.name, error.message)
+        if isinstance(error, RetryLater) and error.after is not None:
+            self._queue.add_after(s.name, error.after, DECIDE)
+        elif isinstance(error, Infeasible) and not isinstance(error, ApiError):
+            self._drop_plan(s.name)
+            return  # nothing but a change of an object can help, and that brings the key back
+        else:
+            if waiting and lane != DECIDE:
+                self._drop_plan(s.name)  # another export of the class may be better off
+            self._queue.retry(s.name, DECIDE)
+
+    # -- provisioning -----------------------------------------------------------------------------------------------
+
+    def _plan(self, s: Situation) -> Plan:
+        """Where the volume goes, decided once: the name and the space are reserved from here on."""
+        with self._lock:
+            plan = self._plans.get(s.name)
+        if plan is not None and self._registry.get(plan.export.name) is plan.export:
+            return plan
+        assert s.claim is not None
+        self._began.setdefault(s.name, self._clock())
+        storage_class = self._class(s.claim.storage_class)
+        if s.record is not None and s.export is not None:
+            export = self._registry.get(s.export)
+            if export is not None:
+                made = Plan(export, s.record, storage_class, s.record.origin)
+                return self._keep_plan(s.name, made)
+        restore = s.claim.annotations.get(RESTORE_ARCHIVE)
+        archive = self._archive(restore, s.claim) if restore else None
+        if archive is not None:
+            export, restore_from = archive[0], archive[1].pv
+        else:
+            export, restore_from = self._registry_room(s.claim, storage_class), None
+        record = self._new_record(s, storage_class)
+        export.catalog.reserve(record)
+        return self._keep_plan(s.name, Plan(export, record, storage_class, restore_from))
+
+    def _keep_plan(self, name: str, plan: Plan) -> Plan:
+        with self._lock:
+            self._plans[name] = plan
+        return plan
+
+    def _registry_room(self, claim: Claim, storage_class: StorageClassSpec) -> Export:
+        room = choose_export(claim, storage_class, self._registry.rooms())
+        export = self._registry.get(room.spec.name)
+        if export is None:
+            raise RetryLater(f"NFSExport {room.spec.name} is gone")
+        return export
+
+    def _new_record(self, s: Situation, storage_class: StorageClassSpec) -> VolumeRecord:
+        claim = s.claim
+        assert claim is not None
+        names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
+        return VolumeRecord(
+            pv=s.name,
+            tree=uuid4().hex,
+            claim=claim.ref,
+            directory=resolve(storage_class.parameters.path_pattern, names, s.name),
+            state=State.CREATING,
+            requested=claim.requested,
+            policy=frozen_policy(storage_class.parameters),
+            storage_class=storage_class.name,
+        )
+
+    def _archive(self, name: str, claim: Claim) -> tuple[Export, VolumeRecord]:
+        for export in self._registry.all():
+            record = export.catalog.archive_named(name)
+            if record is None:
+                continue
+            if record.claim.namespace != claim.namespace:
+                break  # somebody else's: the answer is the same as for one that does not exist
+            if record.requested > claim.requested:
+                raise Infeasible(
+                    f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; ask for more"
+                )
+            return export, record
+        unread = [export.name for export in self._registry.all() if not export.ready]
+        hint = f" (not readable now: {', '.join(unread)})" if unread else ""
+        problem = f"there is no archive {name!r} of namespace {claim.namespace!r}{hint}; see 'nfs-provisioner archives'"
+        if unread:
+            raise RetryLater(problem)
+        raise Infeasible(problem)
+
+    def _class(self, name: str) -> StorageClassSpec:
+        raw = self._class_raw(name)
+        if raw is None:
+            raise RetryLater(f"StorageClass {name!r} does not exist (any more); the claim waits for it")
+        spec = parse_class(raw)
+        if spec.provisioner != self._provisioner:
+            raise InvalidInput(
+                f"StorageClass {name!r} names provisioner {spec.provisioner!r}, not {self._provisioner!r}"
+            )
+        return spec
+
+    def _class_raw(self, name: str) -> JsonObject | None:
+        return self._caches.classes.get(name)
+
+    def _provision(self, s: Situation) -> None:
+        plan, claim = self._plan(s), s.claim
+        assert claim is not None
+        export = plan.export
+        server, root = export.client_mount()
+        manifest = persistent_volume(
+            s.name,
+            claim,
+            provisioner=self._provisioner,
+            export=export.name,
+            server=server,
+            path=server_path(root, plan.record.directory if plan.record.target is None else plan.record.target),
+            capacity=max(claim.requested, plan.record.requested),
+            policy=plan.storage_class.reclaim_policy,
+            mount_options=plan.storage_class.mount_options,
+        )
+        wanted = replace(plan.record, manifests={"pv": manifest, "claim": claim_manifest(claim)})
+        if plan.restore_from is not None:
+            record: VolumeRecord = export.call("restore", wanted, plan.restore_from)
+            old = export.catalog.get(plan.restore_from)
+            if old is not None:
+                gone = old.advanced(state=State.DELETED, successor=s.name)
+                export.recorded(gone, plan.restore_from)
+        else:
+            record = export.call("provision", wanted)
+        export.recorded(record.slim(), s.name)
+        if record.directory != wanted.directory and plan.restore_from is None:
+            manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
+        self._check()
+        self._post(s, manifest)
+        seconds = self._clock() - self._began.pop(s.name, self._clock())
+        with self._lock:
+            self._plans.pop(s.name, None)
+        self._announcer.provisioned(claim, s.name, export.name, record.directory, seconds)
+
+    def _post(self, s: Situation, manifest: JsonObject) -> None:
+        """POST the PV; one that is there already must be ours for this very claim."""
+        try:
+            made = self._api.create(PV, manifest)
+        except AlreadyExists:
+            made = self._api.get(PV, s.name)
+            ref = made["spec"].get("claimRef") or {}
+            if ref.get("uid") != manifest["spec"]["claimRef"]["uid"]:
+                raise RefusedForSafety(
+                    f"a PV {s.name} exists already and belongs to {ref.get('namespace')}/{ref.get('name')}; it is left alone"
+                ) from None
+        except Invalid as error:
+            raise Infeasible(f"the API server refuses the PV: {error.message}") from error
+        self._caches.volumes.put(made)
+
+    def _make_live(self, s: Situation, export: Export) -> None:
+        assert s.volume is not None and s.record is not None
+        _server, root = export.client_mount()
+        expected = server_path(root, s.record.directory)
+        if s.volume.path != expected and s.volume.path.rsplit("/", 1)[-1] != s.record.directory.rsplit("/", 1)[-1]:
+            raise RefusedForSafety(
+                f"PV {s.name} names {s.volume.path!r}, its record says {expected!r}; nothing is done with it",
+                reason="ProvisioningFailed",
+            )
+        record = export.call("make_live", s.name, {})
+        export.recorded(record, s.name)
+
+    def _undo(self, s: Situation, export: Export) -> None:
+        """The claim is gone and there is no PV: look at the API itself before anything is taken back."""
+        try:
+            self._caches.volumes.put(self._api.get(PV, s.name))
+            self._queue.add(s.name)
+            return
+        except NotFound:
+            pass
+        assert s.record is not None
+        if s.record.state is State.RESTORING:
+            done = export.call(
+                "give_up", s.name, "archive", s.record.claim.uid, frozenset({State.RESTORING}),
+                export.catalog.unavailable_names(),
+            )  # fmt: skip
+        else:
+            done = export.call("undo", s.name)
+        export.recorded(None if done is None else done.slim(), s.name)
+        self._settled(s.name)
+
+    def _repost(self, s: Situation, export: Export) -> None:
+        assert s.claim is not None
+        full: VolumeRecord | None = export.call("read_many", [s.name])[s.name]
+        if full is None or "pv" not in full.manifests:
+            raise Infeasible(f"the record of {s.name} holds no PV to give back to claim {s.claim}")
+        if full.claim.uid != s.claim.uid:
+            raise RefusedForSafety(f"the record of {s.name} belongs to {full.claim} with uid {full.claim.uid}")
+        manifest: JsonObject = dict(full.manifests["pv"])
+        self._check()
+        self._post(s, manifest)
+        self._announcer.provisioned(s.claim, s.name, export.name, full.directory, 0.0)
+
+    def _update(self, s: Situation, export: Export, changes: dict[str, Any]) -> None:
+        record = export.call("update", s.name, changes, frozenset({State.LIVE, State.RETAINED, State.ORPHANED}))
+        export.recorded(record, s.name)
+        self._last_policy.pop(s.name, None)
+
+    # -- giving up --------------------------------------------------------------------------------------------------
+
+    def _give_up(self, s: Situation, decision: Decision, export: Export) -> None:
+        """DELETE with preconditions first: it fails if the policy, the claim or the leader changed meanwhile (H61)."""
+        began = self._clock()
+        volume = s.volume
+        if volume is not None:
+            volume = self._begin_deletion(volume)
+        self._check()
+        record: VolumeRecord = export.call(
+            "give_up",
+            s.name,
+            decision.on_delete,
+            None if volume is None or volume.claim is None else volume.claim.uid,
+            _GIVEN_UP_FROM,
+            export.catalog.unavailable_names(),
+        )
+        export.recorded(record, s.name)
+        if volume is not None:
+            self._check()
+            self._remove_finalizer(volume)
+            self._announcer.deleted(volume, export.name, record, self._clock() - began)
+
+    def _begin_deletion(self, volume: Volume) -> Volume:
+        if not volume.deleting:
+            self._check()
+            self._api.delete(PV, volume.name, uid=volume.uid, resource_version=volume.version)
+            return volume
+        fresh = self._api.get(PV, volume.name)
+        spec, status = fresh["spec"], fresh.get("status") or {}
+        if (fresh["metadata"]["uid"], spec["persistentVolumeReclaimPolicy"], status.get("phase")) != (
+            volume.uid, "Delete", "Released",
+        ):  # fmt: skip
+            self._caches.volumes.put(fresh)
+            raise RetryLater(f"PV {volume.name} changed while it was being deleted; looking again")
+        return volume
+
+    def _remove_finalizer(self, volume: Volume) -> None:
+        try:
+            self._api.patch(PV, volume.name, finalizer_patch(volume.uid, add=False), kind="strategic")
+        except NotFound:
+            return
+
+    def _patch_finalizer(self, s: Situation, *, add: bool) -> None:
+        volume = s.volume
+        assert volume is not None
+        if not add:
+            if not volume.owned:
+                return
+            self._remove_finalizer(volume)
+            return
+        body = finalizer_patch(volume.uid, add=True)
+        body["metadata"]["resourceVersion"] = volume.version
+        try:
+            self._caches.volumes.put(self._api.patch(PV, volume.name, body, kind="strategic"))
+        except NotFound:
+            return
+
+    def _drop_plan(self, name: str) -> None:
+        """Give the reservation back, unless something of it is on disk already."""
+        with self._lock:
+            plan = self._plans.pop(name, None)
+        if plan is None:
+            return
+        kept = plan.export.catalog.get(name)
+        if kept is plan.record:
+            plan.export.catalog.drop(name)
+
+
+def _there(export: Export | None) -> Export:
+    assert export is not None
+    return export

@@ -1,0 +1,334 @@
+"""All exports: made from NFSExport objects, published to the API (status, EndpointSlice, finalizer).
+
+One thread writes to the API, at a bounded rate: what people wait for at once (but once a second at most), counts once
+a minute. An export that cannot be understood has its reason in its status and disturbs no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from nfs_provisioner.config import ExportSpec, parse_export
+from nfs_provisioner.errors import InvalidInput
+from nfs_provisioner.export.identity import Remembered
+from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, SERVICE, AlreadyExists, Api, ApiError, NotFound
+from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.volumes.decisions import Room
+from nfs_provisioner.volumes.exports import Export, Seen, Services
+from nfs_provisioner.volumes.objects import (
+    EXPORT_FINALIZER,
+    MANAGED_BY,
+    REQUEST,
+    JsonObject,
+    endpoint_slice,
+    slice_name,
+)
+from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
+
+log = logging.getLogger(__name__)
+
+COUNTS_EVERY = 60.0  # seconds
+RETRY = 10.0  # seconds before an API write that failed is tried again
+_NEEDED = frozenset({State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
+
+
+@dataclass(frozen=True, slots=True)
+class ExportObject:
+    """An NFSExport as the cache keeps it."""
+
+    name: str
+    uid: str
+    version: str
+    generation: int
+    deleting: bool
+    finalizers: tuple[str, ...]
+    request: str
+    raw: JsonObject
+    status: Mapping[str, Any]
+
+
+def export_from(raw: JsonObject) -> ExportObject:
+    """What is used of an NFSExport."""
+    metadata = raw["metadata"]
+    kept = {key: metadata[key] for key in ("name", "uid", "generation", "labels") if key in metadata}
+    return ExportObject(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=metadata["resourceVersion"],
+        generation=metadata.get("generation", 0),
+        deleting="deletionTimestamp" in metadata,
+        finalizers=tuple(metadata.get("finalizers") or ()),
+        request=(metadata.get("annotations") or {}).get(REQUEST, ""),
+        raw={
+            "apiVersion": raw.get("apiVersion", ""),
+            "kind": "NFSExport",
+            "metadata": kept,
+            "spec": raw.get("spec") or {},
+        },
+        status=raw.get("status") or {},
+    )
+
+
+class Registry:
+    """The exports by name. Methods are called from reflector, worker and HTTP threads."""
+
+    def __init__(
+        self,
+        api: Api,
+        services: Services,
+        *,
+        mount_root: str,
+        has_volumes: Callable[[str], bool],
+        check: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._services = services
+        self._mount_root = mount_root
+        self._has_volumes = has_volumes
+        self._check = check
+        self._lock = threading.Lock()
+        self._exports: dict[str, Export] = {}
+        self._objects: dict[str, ExportObject] = {}
+        self._invalid: dict[str, str] = {}
+        self._written: dict[str, tuple[float, JsonObject]] = {}
+        self._slices: dict[str, Reflector[JsonObject]] = {}
+        self._dirty: dict[str, float] = {}  # export -> moment from which it may be published
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
+
+    def start(self, objects: list[ExportObject]) -> None:
+        """Begin, with the exports that are there."""
+        for obj in objects:
+            self.changed(obj.name, obj)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End everything."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        for export in self.all():
+            export.stop()
+        for reflector in self._slices.values():
+            reflector.stop()
+
+    def all(self) -> list[Export]:
+        """A snapshot, by name."""
+        with self._lock:
+            return [self._exports[name] for name in sorted(self._exports)]
+
+    def get(self, name: str) -> Export | None:
+        """The export of that name."""
+        return self._exports.get(name)
+
+    def find(self, pv: str) -> tuple[Export, VolumeRecord] | None:
+        """The export that has a record of `pv`. A volume in use beats a leftover of an attempt elsewhere."""
+        found = [(export, record) for export in self.all() if (record := export.catalog.get(pv)) is not None]
+        return min(found, key=lambda pair: pair[1].state is State.CREATING, default=None)
+
+    def records_of(self, pv: str) -> list[tuple[Export, VolumeRecord]]:
+        """Every record of that name on any export."""
+        return [(export, record) for export in self.all() if (record := export.catalog.get(pv)) is not None]
+
+    def rooms(self) -> list[Room]:
+        """Every export as a place for a new volume; those that cannot be understood say so."""
+        rooms = [export.room() for export in self.all()]
+        with self._lock:
+            invalid = list(self._invalid.items())
+        return rooms + [Room(ExportSpec(name=name, replicas=()), problem=message) for name, message in invalid]
+
+    def changed(self, name: str, obj: ExportObject | None) -> None:
+        """An NFSExport appeared, changed or went."""
+        with self._lock:
+            before = self._objects.get(name)
+            if obj is None:
+                self._objects.pop(name, None)
+            else:
+                self._objects[name] = obj
+            relevant = before is None or obj is None or _relevant(before) != _relevant(obj)
+        if not relevant:
+            return
+        spec = self._parse(name, obj)
+        if spec is None or obj is None:
+            with self._lock:
+                gone = self._exports.pop(name, None) if obj is None else None
+            if gone is not None:
+                gone.stop()
+        else:
+            self._make_or_update(spec, obj)
+        self.publish(name)
+
+    def _parse(self, name: str, obj: ExportObject | None) -> ExportSpec | None:
+        if obj is None:
+            self._invalid.pop(name, None)
+            return None
+        try:
+            spec = parse_export(obj.raw, mount_root=self._mount_root)
+        except InvalidInput as error:
+            self._invalid[name] = error.message
+            log.warning("NFSExport %s: %s", name, error.message)
+            return None
+        self._invalid.pop(name, None)
+        return spec
+
+    def _make_or_update(self, spec: ExportSpec, obj: ExportObject) -> None:
+        status = obj.status
+        seen = Seen(
+            uid=obj.uid,
+            deleting=obj.deleting,
+            request=obj.request,
+            remembered=Remembered(status.get("active", ""), int(status.get("epoch", 0)), status.get("promotion", "")),
+            handled=status.get("lastHandledRequest"),
+        )
+        with self._lock:
+            export = self._exports.get(spec.name)
+            if export is None:
+                export = self._exports[spec.name] = Export(spec, seen, self._services)
+                fresh = True
+            else:
+                fresh = False
+        if fresh:
+            export.start()
+        else:
+            export.update(spec, seen)
+
+    # -- publishing -----------------------------------------------------------------------------------------------
+
+    def publish(self, name: str, *, after: float = 0.0) -> None:
+        """Compare what the API says of this export with what is, soon."""
+        with self._changed:
+            due = time.monotonic() + after
+            self._dirty[name] = min(due, self._dirty.get(name, due))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopped:
+                    now = time.monotonic()
+                    due = [name for name, moment in self._dirty.items() if moment <= now]
+                    if due:
+                        break
+                    self._changed.wait(min(self._dirty.values()) - now if self._dirty else None)
+                if self._stopped:
+                    return
+                for name in due:
+                    del self._dirty[name]
+            for name in due:
+                try:
+                    self._publish(name)
+                except NotFound:
+                    continue  # deleted meanwhile
+                except ApiError as error:
+                    log.warning("NFSExport %s: %s", name, error)
+                    self.publish(name, after=RETRY)
+
+    def _publish(self, name: str) -> None:
+        obj = self._objects.get(name)
+        if obj is None:
+            self._written.pop(name, None)
+            return
+        self._check()
+        export = self._exports.get(name)
+        self._keep_finalizer(obj, export)
+        if name in self._invalid:
+            self._write_status(obj, ExportStatus(obj.generation, "Halted", self._invalid[name], usable=False))
+        elif export is not None:
+            self._direct(export)
+            self._write_status(obj, export.status())
+
+    def _write_status(self, obj: ExportObject, status: ExportStatus) -> None:
+        moment, before = self._written.get(obj.name, (0.0, dict(obj.status)))
+        after = status_object(status, before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        age = time.monotonic() - moment
+        if after == before or (not urgent(before, after) and age < COUNTS_EVERY):
+            return
+        if age < 1.0:
+            self.publish(obj.name, after=1.0 - age)
+            return
+        # What is not there any more must not linger: a merge patch removes only what is null.
+        gone = {key: None for key in before if key not in after}
+        self._api.patch(NFS_EXPORT, obj.name, {"status": after | gone}, subresource="status")
+        self._written[obj.name] = (time.monotonic(), after)
+
+    def _keep_finalizer(self, obj: ExportObject, export: Export | None) -> None:
+        has = EXPORT_FINALIZER in obj.finalizers
+        if not obj.deleting and not has:
+            wanted = [*obj.finalizers, EXPORT_FINALIZER]
+        elif obj.deleting and has and not self._in_use(obj.name, export):
+            wanted = [finalizer for finalizer in obj.finalizers if finalizer != EXPORT_FINALIZER]
+        else:
+            return
+        body = {"metadata": {"finalizers": wanted, "resourceVersion": obj.version}}
+        self._api.patch(NFS_EXPORT, obj.name, body)
+
+    def _in_use(self, name: str, export: Export | None) -> bool:
+        if self._has_volumes(name):
+            return True
+        return export is not None and any(record.state in _NEEDED for record in export.catalog.all())
+
+    # -- the address that clients use --------------------------------------------------------------------------------
+
+    def _direct(self, export: Export) -> None:
+        """Learn the Service's ClusterIP, and keep its one EndpointSlice on the active replica."""
+        service = export.spec.service
+        if service is None:
+            return
+        if export.client_address is None:
+            try:
+                found = self._api.get(SERVICE, service.name, service.namespace)
+            except NotFound:
+                found = {}
+            address = (found.get("spec") or {}).get("clusterIP") or ""
+            if address in ("", "None"):
+                return  # export.client_mount says so to whoever asks; looked for again with the next housekeeping
+            export.client_address = address
+        active = export.spec.replica(export.active_replica)
+        if active is None or not export.ready:
+            return
+        wanted = endpoint_slice(service.namespace, service.name, active.server, active.name)
+        reflector = self._slice_cache(service.namespace)
+        if not reflector.synced.wait(RETRY):
+            self.publish(export.name, after=RETRY)
+            return
+        present = reflector.get(f"{service.namespace}/{slice_name(service.name)}")
+        if present is None:
+            try:
+                reflector.put(self._api.create(ENDPOINT_SLICE, wanted, service.namespace))
+            except AlreadyExists:
+                self.publish(export.name, after=1.0)
+        elif any(present.get(key) != wanted[key] for key in ("endpoints", "ports", "addressType")):
+            body = {"endpoints": wanted["endpoints"], "ports": wanted["ports"], "metadata": wanted["metadata"]}
+            reflector.put(self._api.patch(ENDPOINT_SLICE, slice_name(service.name), body, namespace=service.namespace))
+
+    def _slice_cache(self, namespace: str) -> Reflector[JsonObject]:
+        reflector = self._slices.get(namespace)
+        if reflector is None:
+            reflector = self._slices[namespace] = Reflector(
+                self._api,
+                ENDPOINT_SLICE,
+                slim=lambda raw: {key: raw.get(key) for key in ("metadata", "endpoints", "ports", "addressType")},
+                on_change=lambda _key, _old, _new: self._publish_all(),
+                namespace=namespace,
+                label_selector=f"endpointslice.kubernetes.io/managed-by={MANAGED_BY}",
+            )
+            reflector.start()
+        return reflector
+
+    def _publish_all(self) -> None:
+        for export in self.all():
+            self.publish(export.name)
+
+
+def _relevant(obj: ExportObject) -> tuple[object, ...]:
+    """What makes a difference when an NFSExport changes; our own status writes do not."""
+    labels = obj.raw["metadata"].get("labels")
+    return obj.uid, obj.generation, obj.deleting, obj.finalizers, obj.request, labels

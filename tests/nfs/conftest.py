@@ -1,0 +1,35 @@
+"""Servers that end with their test."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.nfs.ganesha import Export, Ganesha
+
+ServerFactory = Callable[..., Ganesha]
+
+
+@pytest.fixture
+def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
+    """`start_server(Export(directory), ...)`: a running server, stopped at the end of the test."""
+    numbers = itertools.count()
+    with ExitStack() as servers:
+
+        def start(*exports: Export) -> Ganesha:
+            home = tmp_path_factory.mktemp(f"ganesha-{next(numbers)}")
+            return servers.enter_context(Ganesha(home, exports))
+
+        yield start
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """An empty local directory to export."""
+    directory = tmp_path / "export"
+    directory.mkdir()
+    return directory
