@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 LEASE_NAME = "nfs-provisioner"
 CONFIG_POLL = 5.0  # seconds between looks at the configuration file
+QUIET_AFTER = 0.25  # seconds without work after which a burst counts as over
 STUCK = 60.0  # seconds without a turn, with work waiting, after which the process is not healthy
 _SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -268,17 +269,22 @@ class Daemon:
     def _claim_changed(self, _key: str, old: Claim | None, new: Claim | None) -> None:
         for claim in (old, new):
             if claim is not None:
-                self.queue.add(claim.key)
+                self._look_at(claim.key)
 
     def _volume_changed(self, key: str, old: Volume | None, new: Volume | None) -> None:
         if new is None and old is not None and self.reconciler is not None:
             self.reconciler.volume_went(old)
-        self.queue.add(key)
+        self._look_at(key)
+
+    def _look_at(self, key: str) -> None:
+        """Queue a volume for which something is due. Most events are echoes of what was just done: they end here."""
+        if self.reconciler is not None and self.reconciler.due(key):
+            self.queue.add(key)
 
     def _class_changed(self, key: str, _old: JsonObject | None, new: JsonObject | None) -> None:
         if new is not None:
             for claim in self.caches.claims.by_index(("class", key)):
-                self.queue.add(claim.key)
+                self._look_at(claim.key)
 
     def _export_changed(self, key: str, _old: ExportObject | None, new: ExportObject | None) -> None:
         if self.registry is None:
@@ -294,19 +300,19 @@ class Daemon:
         export = registry.get(name) if registry else None
         if export is not None:
             for record in export.catalog.all():
-                self.queue.add(record.pv)
+                self._look_at(record.pv)
         self._look_at_everything()
 
     def _look_at_waiting_claims(self) -> None:
         for claim in self.caches.claims.items():
             if not claim.volume:
-                self.queue.add(claim.key)
+                self._look_at(claim.key)
 
     def _look_at_everything(self) -> None:
         for volume in self.caches.volumes.items():
-            self.queue.add(volume.name)
+            self._look_at(volume.name)
         for claim in self.caches.claims.items():
-            self.queue.add(claim.key)
+            self._look_at(claim.key)
 
     def _export_event(self, export: str, reason: str, message: str, warning: bool) -> None:
         obj = self.exports.get(export)
@@ -342,7 +348,8 @@ class Daemon:
             self.queue.done(key)
 
     def _busy(self) -> bool:
-        return any(self.queue.depth().values())
+        """Whether claims are waiting, or were a moment ago: then Events and the standby wait."""
+        return time.monotonic() - self._last_turn < QUIET_AFTER or any(self.queue.depth().values())
 
     # -- what others see ----------------------------------------------------------------------------------------------
 

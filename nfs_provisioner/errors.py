@@ -34,6 +34,10 @@ class NfsProvisionerError(Exception):
         if reason is not None:
             self.reason = reason
 
+    def __reduce__(self) -> tuple[type[NfsProvisionerError], tuple[str], dict[str, object]]:
+        """Between processes: message first, the rest as attributes."""
+        return type(self), (self.message,), dict(self.__dict__)
+
 
 class RetryLater(NfsProvisionerError):
     """It may work later: an unreachable server, a full disk, a name that is free in 90 s.

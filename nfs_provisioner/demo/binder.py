@@ -208,16 +208,14 @@ class Binder:
         if volume["status"].get("phase") not in ("Released", "Failed"):
             self._registry.write(VOLUMES, key, lambda obj: _set_phase(obj, "Released"))
         policy = volume["spec"]["persistentVolumeReclaimPolicy"]
-        if policy == "Delete" and PROVISIONED_BY not in annotations_of(volume):
+        if policy == "Delete" and not annotations_of(volume).get(PROVISIONED_BY):
             message = f'error getting deleter volume plugin for volume "{key[1]}": no deletable volume plugin matched'
             self._registry.write(VOLUMES, key, lambda obj: _set_phase(obj, "Failed", message))
 
     def _unbind(self, key: Key, volume: Json) -> None:
         """The claim is bound to another volume."""
-        by_policy = volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete" and PROVISIONED_BY in annotations_of(
-            volume
-        )
-        if by_policy:
+        dynamic = PROVISIONED_BY in annotations_of(volume)
+        if dynamic and volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete":
             self._release(key, volume)
             return
 

@@ -127,9 +127,8 @@ def json_patch(target: Json, operations: Any) -> Json:
                 _add(document, path, copy.deepcopy(operation.get("value")))
             case "remove":
                 _take(document, path)
-            case "replace":
-                _take(document, path)
-                _add(document, path, copy.deepcopy(operation.get("value")))
+            case "replace":  # of an absent key too: evanphx/json-patch is as lenient
+                _replace(document, path, copy.deepcopy(operation.get("value")))
             case "move":
                 _add(document, path, _take(document, _pointer(operation.get("from"))))
             case "copy":
@@ -171,6 +170,14 @@ def _add(document: Any, path: list[str], value: Any) -> None:
         parent.insert(place, value)
     else:
         raise _failed(f"path /{'/'.join(path)} does not exist")
+
+
+def _replace(document: Any, path: list[str], value: Any) -> None:
+    parent, last = _resolve(document, path[:-1]), path[-1]
+    if isinstance(parent, list):
+        parent[_index(parent, last)] = value
+    else:
+        _add(document, path, value)
 
 
 def _take(document: Any, path: list[str]) -> Any:

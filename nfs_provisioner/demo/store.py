@@ -17,6 +17,7 @@ from typing import NamedTuple
 from nfs_provisioner.demo.faults import Json, StatusError
 from nfs_provisioner.demo.resources import Resource
 
+_FIRST = 1000  # a cluster always has a past that its watch caches do not reach back to
 _MAX_OBJECT = 1_572_864  # etcd's default limit of a request, in bytes
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped kinds), name
@@ -50,7 +51,7 @@ class _Kind:
         self.entries: dict[Key, Entry] = {}
         self.keys: list[Key] = []  # sorted, as etcd lists
         self.history: deque[Change] = deque()
-        self.oldest = 0  # changes up to and including this revision are forgotten
+        self.oldest = _FIRST  # changes up to and including this revision are forgotten
         self.latest = 0  # the revision of the last change
         self.watchers: list[Callable[[Change], None]] = []
 
@@ -65,7 +66,7 @@ class Store:
     def __init__(self, watch_cache: int) -> None:
         self._watch_cache = watch_cache
         self._kinds: dict[tuple[str, str], _Kind] = {}
-        self.revision = 1
+        self.revision = _FIRST
         self.observers: list[Callable[[Resource, Change], None]] = []
 
     def _kind(self, resource: Resource) -> _Kind:

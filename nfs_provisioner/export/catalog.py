@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from nfs_provisioner.errors import Infeasible, RetryLater
-from nfs_provisioner.export.paths import OwnedDirectories
+from nfs_provisioner.export.paths import ARCHIVE_PREFIX, OwnedDirectories
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 
 #: Seconds for which servers may still cache the handle of a directory that was renamed away (H48; ganesha: 60 s).
@@ -69,6 +69,11 @@ class Catalog:
         with self._lock:
             return list(self._records.values())
 
+    def in_state(self, state: State) -> list[VolumeRecord]:
+        """All records in one state."""
+        with self._lock:
+            return [record for record in self._records.values() if record.state is state]
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -121,11 +126,11 @@ class Catalog:
             ]
 
     def unavailable_names(self) -> frozenset[str]:
-        """Names at the root that must not become an archive's now."""
+        """Names of archives that went a moment ago and must not become another archive's now."""
         with self._lock:
             now = self._clock()
             self._given_up = {name: until for name, until in self._given_up.items() if until > now}
-            return frozenset(self._given_up)
+            return frozenset(name for name in self._given_up if name.startswith(ARCHIVE_PREFIX))
 
     def root_names(self) -> frozenset[str]:
         """First components of all directories that records name."""

@@ -285,6 +285,7 @@ _MAGIC = {
     0x794C7630: "overlay",
     0x2FC12FC1: "zfs",
 }
+LOCAL_TYPES = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "zfs"})
 
 
 def filesystem_type(fd: int) -> str:

@@ -40,7 +40,7 @@ LONGEST_PATH = 1024
 # A record's name gets suffixes while it is written and moved.
 _LONGEST_RECORD_STEM = 200
 _HASH_DIGITS = 20
-_ARCHIVE_PREFIX = "archived-"
+ARCHIVE_PREFIX = "archived-"
 _MOST_ARCHIVE_TRIES = 10_000
 
 # Ours, and what file servers show in exported directories. The last is what NFS clients rename open files to.
@@ -154,8 +154,8 @@ def archive_name(directory: str, taken: Callable[[str], bool] | Container[str], 
     is_taken: Callable[[str], bool] = taken if callable(taken) else taken.__contains__
     last = directory.rsplit("/", 1)[-1]
     for suffix in _archive_suffixes(now):
-        room = LONGEST_NAME - len(_ARCHIVE_PREFIX) - len(suffix)
-        name = f"{_ARCHIVE_PREFIX}{_shortened(last, room)}{suffix}"
+        room = LONGEST_NAME - len(ARCHIVE_PREFIX) - len(suffix)
+        name = f"{ARCHIVE_PREFIX}{_shortened(last, room)}{suffix}"
         if not is_taken(name):
             return name
     raise RetryLater(f"no free name for the archive of {directory!r} after {_MOST_ARCHIVE_TRIES} tries")

@@ -263,11 +263,12 @@ class Store:
             raise RefusedForSafety(f"{self.path}: {pv} is {record.state}; expected {' or '.join(sorted(states))}")
         return record
 
-    def write(self, record: VolumeRecord) -> VolumeRecord:
-        """Write a record durably."""
+    def write(self, record: VolumeRecord, *, sync: bool = True) -> VolumeRecord:
+        """Write a record durably; without `sync` its name is durable only with the caller's sync of `volumes`."""
         self.guard()
         self._write(self.volumes, record_file_name(record.pv), records.encode_record(record))
-        self.volumes_sync.sync()
+        if sync:
+            self.volumes_sync.sync()
         return record
 
     def _write(self, directory: int, name: str, data: bytes) -> None:
@@ -411,16 +412,15 @@ class Store:
         changed = record.advanced(**changes)
         return record if replace(changed, rev=record.rev) == record else self.write(changed)
 
-    def make_live(self, pv: str, manifests: dict[str, Any]) -> VolumeRecord:
-        """The volume has its PV: finish the record with the inode of its directory."""
-        record = self.require(pv, states=(State.CREATING, State.RESTORING, State.LIVE, State.ORPHANED))
+    def make_live(self, pv: str) -> VolumeRecord:
+        """The volume has its PV: finish the record with the inode of its directory. The caller syncs `volumes`."""
+        record = self.require(pv, states=(State.CREATING, State.RESTORING, State.LIVE, State.ORPHANED, State.RETAINED))
         if record.state is State.LIVE:
             return record
         inode = fs.inode_at(self.root, record.directory)
         if inode is None or (record.inode is not None and inode != record.inode):
             raise RefusedForSafety(missing_directory(self.path, record, inode))
-        kept = manifests or record.manifests
-        return self.write(record.advanced(state=State.LIVE, inode=inode, manifests=kept, since=self.now()))
+        return self.write(record.advanced(state=State.LIVE, inode=inode, since=self.now()), sync=False)
 
     def adopt(self, record: VolumeRecord) -> VolumeRecord:
         """Record a directory that another provisioner made and a bound PV names. The directory is not changed."""

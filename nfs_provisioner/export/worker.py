@@ -28,11 +28,12 @@ from nfs_provisioner.errors import (
     RefusedForSafety,
     RetryLater,
 )
-from nfs_provisioner.export import moves, standby
+from nfs_provisioner.export import filesystem, moves, standby
 from nfs_provisioner.export.records import MOVING, Identity, State, VolumeRecord
 from nfs_provisioner.export.store import Abilities, Facts, Store
 
-_THREADS = 8
+_THREADS = 8  # requests at once where each call is a round trip
+_LOCAL_THREADS = 2  # and where it is not: more only get in each other's way
 _READERS = 16
 _PR_SET_PDEATHSIG = 1
 _ERRORS: dict[str, type[NfsProvisionerError]] = {
@@ -93,7 +94,7 @@ class Worker:
             "space": lambda: self.store.space(),
             "unmanaged": lambda names: self.store.unmanaged(names),
             "provision": lambda record: self.store.provision(record),
-            "make_live": lambda pv, manifests: self.store.make_live(pv, manifests).slim(),
+            "make_live": self.make_live,
             "update": lambda pv, changes, states: self.store.update(pv, changes, states=states).slim(),
             "undo": lambda pv: self.store.undo(pv),
             "adopt": lambda record: self.store.adopt(record).slim(),
@@ -147,6 +148,17 @@ class Worker:
         self._trash_waits.set()
         return loaded, unreadable
 
+    def make_live(self, pvs: list[str]) -> list[VolumeRecord | NfsProvisionerError]:
+        """Finish the records of volumes that have their PVs; for each its record, or what is wrong with it."""
+        results: list[VolumeRecord | NfsProvisionerError] = []
+        for pv in pvs:
+            try:
+                results.append(self.store.make_live(pv).slim())
+            except (RefusedForSafety, RetryLater) as error:
+                results.append(error)
+        self.store.volumes_sync.sync()
+        return results
+
     def give_up(
         self, pv: str, action: str, claim_uid: str | None, states: frozenset[State], avoid: frozenset[str]
     ) -> VolumeRecord:
@@ -190,6 +202,18 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def is_local(path: str) -> bool:
+    """Whether the replica is a disk of this machine: calls are short, and cost processor time, not waiting."""
+    try:
+        fd = filesystem.open_root(path)
+    except OSError:
+        return False
+    try:
+        return filesystem.filesystem_type(fd) in filesystem.LOCAL_TYPES
+    finally:
+        os.close(fd)
+
+
 def serve(connection: Connection, worker: Worker) -> None:
     """Answer requests until the parent closes its end (or dies: then nothing more may be started)."""
     answering = threading.Lock()
@@ -203,7 +227,7 @@ def serve(connection: Connection, worker: Worker) -> None:
         with answering:
             connection.send((number, result, packed))
 
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(_LOCAL_THREADS if is_local(worker.path) else _THREADS) as pool:
         while True:
             try:
                 request = connection.recv()

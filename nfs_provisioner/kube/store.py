@@ -110,7 +110,7 @@ class Store(Generic[T]):
     def finish_list(self, version: int, listed: set[str]) -> list[Change[T]]:
         """Takes the end of a list made at `version`: what it did not name, and is not newer than it, is gone."""
         with self._lock:
-            missing = [key for key, (held, _) in self._items.items() if held <= version and key not in listed]
+            missing = [key for key in self._items if key not in listed]
             changes = [self._take(key, version, None) for key in missing]
             # What `put` found uninteresting is not held any more, and may have vanished untold.
             unheld = [key for key in self._told if key not in self._items]

@@ -117,14 +117,16 @@ class WorkQueue(Generic[K]):
         """Blocks until a key is due in `lane`; None means shut down. Every key got must be given to `done`."""
         with self._lock:
             here = self._lane(lane)
+            waited = False
             while True:
                 key = self.try_get(lane)
                 # While others drain, what they were given may still come back to this lane.
                 if key is not None or (self._stopping and not (self._draining and self._waiting)):
-                    # The waiter that timed this lane's next delay may be the one that leaves now.
-                    if here.ready() or here.delayed:
+                    # The waiter that leaves may be the one that timed this lane's next delay.
+                    if waited and (here.ready() or here.delayed):
                         here.changed.notify()
                     return key
+                waited = True
                 here.changed.wait(max(0.0, here.delayed[0][0] - self._clock()) if here.delayed else None)
 
     def try_get(self, lane: str = "") -> K | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ REQUEST = f"{DOMAIN}/request"
 MANAGED_BY = DOMAIN
 NFS_PORT = 2049
 
+#: The same few sizes come with every event.
+_size = functools.lru_cache(maxsize=4096)(parse_quantity)
 _NOT_KEPT = ("kubectl.kubernetes.io/", "pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/")
 
 
@@ -108,8 +111,8 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
         volume=volume,
         phase=status.get("phase", "Pending"),
         deleting="deletionTimestamp" in metadata,
-        requested=parse_quantity(((spec.get("resources") or {}).get("requests") or {}).get("storage", "0")),
-        capacity=None if capacity is None else parse_quantity(capacity),
+        requested=_size(((spec.get("resources") or {}).get("requests") or {}).get("storage", "0")),
+        capacity=None if capacity is None else _size(capacity),
         resizing=(status.get("allocatedResourceStatuses") or {}).get("storage", ""),
         access_modes=tuple(spec.get("accessModes") or ()),
         volume_mode=spec.get("volumeMode", "Filesystem"),
@@ -140,7 +143,7 @@ def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
         provisioned_by=made_by,
         export=(metadata.get("labels") or {}).get(EXPORT_LABEL, ""),
         storage_class=spec.get("storageClassName", ""),
-        capacity=parse_quantity((spec.get("capacity") or {}).get("storage", "0")),
+        capacity=_size((spec.get("capacity") or {}).get("storage", "0")),
         server=nfs["server"],
         path=nfs["path"],
         claim=None if ref is None else ClaimRef(ref.get("namespace", ""), ref.get("name", ""), ref.get("uid", "")),

@@ -80,7 +80,7 @@ def test_the_name_stays_taken_while_terminating(world: World, terminating: Json)
 def test_an_unused_volume_and_claim_go_at_once(world: World) -> None:
     """pv-protection and pvc-protection are removed by their controllers, not by the client."""
     world.volume("free", "none")
-    world.claim("free", "none")
+    world.claim("free", "another")
     for path in (world.volume_path("free"), world.claim_path("free")):
         world.api.delete(path).ok()
         world.api.eventually_gone(path)

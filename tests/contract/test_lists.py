@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.client import Json
-from tests.contract.world import VOLUMES, World
+from tests.contract.world import NAMESPACES, VOLUMES, World
 
 LABELS: dict[str, dict[str, str]] = {"a": {"x": "1"}, "b": {"x": "2", "y": ""}, "c": {}, "d": {"x": "1", "z": "q"}}
 
@@ -77,10 +77,12 @@ def test_items_of_built_in_kinds_carry_no_kind(world: World, listed: str) -> Non
 
 
 def test_a_list_of_one_namespace_and_of_all(world: World, listed: str) -> None:
-    items = world.api.get("/api/v1/configmaps").ok()["items"]
-    mine = [item for item in items if item["metadata"]["namespace"] == world.namespace]
-    assert names({"items": mine}) == "abcd"
-    assert {item["metadata"]["namespace"] for item in items} > {world.namespace} or len(items) == len(mine)
+    other = world.make(NAMESPACES, {"metadata": {"name": world.name("other")}})["metadata"]["name"]
+    world.make(f"{NAMESPACES}/{other}/configmaps", {"metadata": {"name": "a", "labels": {"list": world.suffix}}})
+    world.api.patch(f"{listed}/b", {"metadata": {"labels": {"list": world.suffix}}}).ok()
+    selector = f"list={world.suffix}"
+    assert names(world.api.get(listed, labelSelector=selector).ok()) == "b"
+    assert names(world.api.get("/api/v1/configmaps", labelSelector=selector).ok()) == "ba"
 
 
 def test_pages_are_one_consistent_list(world: World) -> None:

@@ -112,6 +112,7 @@ def test_strategic_merge_replaces_and_deletes_maps(world: World, config_map: str
     [
         ([{"op": "test", "path": "/data/x", "value": "1"}, {"op": "remove", "path": "/data/x"}], {"y": "2"}),
         ([{"op": "replace", "path": "/data/x", "value": "9"}], {"x": "9", "y": "2"}),
+        ([{"op": "replace", "path": "/data/new", "value": "9"}], {"x": "1", "y": "2", "new": "9"}),
         ([{"op": "move", "from": "/data/x", "path": "/data/z"}], {"y": "2", "z": "1"}),
         ([{"op": "copy", "from": "/data/x", "path": "/data/z"}], {"x": "1", "y": "2", "z": "1"}),
         ([{"op": "add", "path": "/data", "value": {"k": "v"}}], {"k": "v"}),
@@ -136,7 +137,7 @@ def test_json_patch_escapes_and_appends(world: World, config_map: str) -> None:
     [
         {"op": "test", "path": "/data/x", "value": "other"},
         {"op": "remove", "path": "/data/absent"},
-        {"op": "replace", "path": "/data/absent", "value": "1"},
+        {"op": "replace", "path": "/absent/x", "value": "1"},
         {"op": "unheard-of", "path": "/data/x"},
     ],
 )

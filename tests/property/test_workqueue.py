@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from nfs_provisioner.kube.workqueue import WorkQueue
 
@@ -104,7 +104,7 @@ class QueueMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
-    @invariant()
+    @rule()
     def depth_is_what_is_due(self) -> None:
         depth = self.queue.depth()
         assert {lane: n for lane, n in depth.items() if n} == {

@@ -105,6 +105,13 @@ def test_an_own_write_that_makes_an_object_uninteresting() -> None:
     assert s.apply(obj("a", 5, "white")) == ("a", "red", None)
 
 
+def test_h18_an_own_write_that_nobody_heard_of_and_a_deletion_that_nobody_saw() -> None:
+    s = store()
+    s.apply(obj("a", 1))
+    s.put(obj("a", 5, "white"))
+    assert s.finish_list(9, set()) == [("a", "red", None)]
+
+
 def test_h18_a_relist_tells_what_was_deleted_and_keeps_what_is_newer_than_it() -> None:
     s = store()
     for name, version in (("gone", 1), ("same", 2), ("changed", 3), ("ours", 4)):

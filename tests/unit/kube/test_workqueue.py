@@ -137,26 +137,38 @@ def test_shutdown_without_drain_hands_out_nothing_more_and_waits_for_what_runs()
     assert queue.get() is None
 
 
-def test_shutdown_with_drain_finishes_what_is_due_also_what_comes_back_from_a_running_worker() -> None:
+def test_shutdown_with_drain_finishes_what_is_due() -> None:
     queue: WorkQueue[str] = WorkQueue()
     processed: list[str] = []
-    for key in ("first", "second"):
-        queue.add(key)
+    for key in ("first", "second", "third"):
+        queue.add(key, key)
     queue.add_after("delayed", 3600)
-    assert queue.get() == "first"
-    queue.add("first", "other")
 
     def work(lane: str) -> None:
         while (key := queue.get(lane)) is not None:
             processed.append(key)
             queue.done(key)
 
-    def finish() -> None:
+    with running(*[lambda lane=lane: work(lane) for lane in ("", "first", "second", "third")]):
         assert queue.shutdown(drain=True, timeout=DEADLINE)
+    assert sorted(processed) == ["first", "second", "third"]
 
-    with running(lambda: work(""), lambda: work("other"), finish):
-        queue.done("first")
-    assert sorted(processed) == ["first", "second"]
+
+def test_a_draining_worker_stays_while_another_lanes_key_may_still_come_to_it() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("k", "sick")
+    assert queue.get("sick") == "k"
+    queue.add("k", "well")
+    assert queue.shutdown(drain=True, timeout=0) is False
+    got: list[str | None] = []
+    with running(lambda: got.append(queue.get("well"))) as (worker,):
+        worker.join(0.1)
+        assert worker.is_alive(), "it left, and nobody would be there for the key"
+        queue.done("k")
+    assert got == ["k"]
+    queue.done("k")
+    assert queue.get("well") is None
+    assert queue.shutdown(drain=True, timeout=DEADLINE)
 
 
 def test_retries_grow_with_jitter_up_to_the_longest_and_start_again_after_forget() -> None:
@@ -175,13 +187,13 @@ def test_retries_grow_with_jitter_up_to_the_longest_and_start_again_after_forget
 
 def test_the_heap_of_delays_does_not_grow_with_keys_delayed_and_added_again() -> None:
     queue: WorkQueue[int] = WorkQueue()
+    queue.add_after(-1, 1800)
     for i in range(5000):
         queue.add_after(i % 10, 3600)
         queue.add(i % 10)
         key = queue.get()
         assert key is not None
         queue.done(key)
-    queue.add_after(1, 3600)
     assert len(queue._lanes[""].delayed) <= 65
 
 
