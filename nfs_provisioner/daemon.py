@@ -277,9 +277,8 @@ class Daemon:
         self._look_at(key)
 
     def _look_at(self, key: str) -> None:
-        """Queue a volume for which something is due. Most events are echoes of what was just done: they end here."""
-        if self.reconciler is not None and self.reconciler.due(key):
-            self.queue.add(key)
+        if self.reconciler is not None:
+            self.reconciler.look_at(key)
 
     def _class_changed(self, key: str, _old: JsonObject | None, new: JsonObject | None) -> None:
         if new is not None:

@@ -144,7 +144,7 @@ class EmbeddedApiServer:
         done.wait()
 
     def close_watches(self) -> None:
-        """Resets the connection of every watch in progress, as a dying load balancer does."""
+        """Cuts the connection of every watch in progress in the middle of its stream; other connections stay."""
 
         def drop() -> None:
             for connection in list(self._connections.all):

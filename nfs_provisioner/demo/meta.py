@@ -47,7 +47,7 @@ def now() -> str:
 
 
 def is_subdomain(name: str) -> bool:
-    return len(name) <= 253 and _DNS_SUBDOMAIN.match(name) is not None
+    return len(name) <= 253 and _DNS_SUBDOMAIN.fullmatch(name) is not None
 
 
 def stamp_new(resource: Resource, namespace: str, metadata: Json) -> None:
@@ -92,7 +92,7 @@ def problems(resource: Resource, metadata: Json) -> list[Json]:
     found = _name_problems(resource, metadata.get("name") or "")
     for key, value in (metadata.get("labels") or {}).items():
         found += key_problems("metadata.labels", key)
-        if len(value) > 63 or (value and not _QUALIFIED.match(value)):
+        if len(value) > 63 or (value and not _QUALIFIED.fullmatch(value)):
             why = _VALUE_RULE if len(value) <= 63 else "must be no more than 63 bytes"
             found.append(wrong("metadata.labels", value, why))
     annotations = metadata.get("annotations") or {}
@@ -112,7 +112,7 @@ def _name_problems(resource: Resource, name: str) -> list[Json]:
     if resource.plural == "namespaces" and "." in name:
         return [wrong("metadata.name", name, "must not contain dots")]
     if resource.plural == "namespaces" or resource.plural == "services":
-        ok, rule = len(name) <= 63 and bool(_DNS_LABEL.match(name)), _LABEL_RULE
+        ok, rule = len(name) <= 63 and bool(_DNS_LABEL.fullmatch(name)), _LABEL_RULE
     else:
         ok, rule = is_subdomain(name), SUBDOMAIN_RULE
     return [] if ok else [wrong("metadata.name", name, rule)]
@@ -124,7 +124,7 @@ def key_problems(field: str, key: str) -> list[Json]:
         return [wrong(field, key, f"prefix part {SUBDOMAIN_RULE}")]
     if len(name) > 63:
         return [wrong(field, key, "name part must be no more than 63 bytes")]
-    return [] if _QUALIFIED.match(name) else [wrong(field, key, _QUALIFIED_RULE)]
+    return [] if _QUALIFIED.fullmatch(name) else [wrong(field, key, _QUALIFIED_RULE)]
 
 
 def identity_problems(metadata: Json, old: Json) -> list[Json]:

@@ -22,7 +22,7 @@ _FORM = re.compile(r"^([+-]?(?:\d+\.?\d*|\.\d+))(?:[eE]([+-]?\d+)|([numkMGTPE]|[
 
 def parse(text: object) -> Fraction:
     """Raises ValueError for anything that is not a quantity."""
-    match = _FORM.match(str(text))
+    match = _FORM.fullmatch(str(text))
     if match is None:
         raise ValueError(f"not a quantity: {text!r}")
     number, exponent, suffix = match.groups()
@@ -34,7 +34,7 @@ def parse(text: object) -> Fraction:
 def canonical(text: object) -> str:
     """The text the API server answers with: "1024Mi" becomes "1Gi", "0.5" becomes "500m". Raises ValueError."""
     value = parse(text)
-    match = _FORM.match(str(text))
+    match = _FORM.fullmatch(str(text))
     assert match is not None
     _, exponent, suffix = match.groups()
     if (suffix or "").endswith("i") and abs(value) >= 1024:

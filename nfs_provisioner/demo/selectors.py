@@ -24,25 +24,25 @@ def _label_requirement(text: str) -> Predicate:
     def labels(obj: Json) -> dict[str, str]:
         return obj["metadata"].get("labels") or {}
 
-    if match := _SET.match(text):
+    if match := _SET.fullmatch(text):
         key, operator, listed = match.groups()
         values = {value.strip() for value in listed.split(",")}
         if operator == "in":
             return lambda obj: labels(obj).get(key) in values
         return lambda obj: labels(obj).get(key) not in values
-    if match := _EQUAL.match(text):
+    if match := _EQUAL.fullmatch(text):
         key, operator, value = match.groups()
         if operator == "!=":
             return lambda obj: labels(obj).get(key) != value
         return lambda obj: labels(obj).get(key) == value
-    if match := _EXISTS.match(text):
+    if match := _EXISTS.fullmatch(text):
         absent, key = match.groups()
         return lambda obj: (key in labels(obj)) != bool(absent)
     raise bad_request(f'unable to parse requirement: found "{text}", expected: label selector')
 
 
 def _field_requirement(resource: Resource, text: str) -> Predicate:
-    match = _EQUAL.match(text)
+    match = _EQUAL.fullmatch(text)
     if match is None:
         raise bad_request(f"invalid selector: '{text}'; can't understand '{text}'")
     field, operator, value = match.groups()

@@ -291,7 +291,7 @@ def _quantities(value: Any, path: str) -> dict[str, str]:
 
 
 def _time(value: Any, path: str) -> str:
-    if not _TIME.match(_string(value, path)):
+    if not _TIME.fullmatch(_string(value, path)):
         raise ValueError(f'parsing time "{value}" as "2006-01-02T15:04:05Z07:00"')
     whole = re.sub(r"\.\d+", "", str(value))
     return _utc(whole)
@@ -306,7 +306,7 @@ def _utc(text: str) -> str:
 
 
 def _microtime(value: Any, path: str) -> str:
-    if not _MICRO_TIME.match(_string(value, path)):
+    if not _MICRO_TIME.fullmatch(_string(value, path)):
         raise ValueError(f'parsing time "{value}" as "2006-01-02T15:04:05.000000Z07:00"')
     return _utc(value)
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from nfs_provisioner.demo.faults import Json, StatusError
 from nfs_provisioner.demo.resources import Resource
 
-_FIRST = 1000  # a cluster always has a past that its watch caches do not reach back to
+_FIRST = 2  # a cluster always has a past that its watch caches do not reach back to: version 1
 _MAX_OBJECT = 1_572_864  # etcd's default limit of a request, in bytes
 
 Key = tuple[str, str]  # namespace ("" for cluster-scoped kinds), name

@@ -26,6 +26,8 @@ class Catalog:
         self._records: dict[str, VolumeRecord] = {}
         self._owned = OwnedDirectories()
         self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
+        self._given_up_archives: set[str] = set()
+        self._given_up_kept = 1000  # how many were left after the last time the old ones were dropped
         self._reserved = 0
 
     def fill(self, records: Iterable[VolumeRecord], *, age: Callable[[VolumeRecord], float]) -> None:
@@ -87,11 +89,11 @@ class Catalog:
         with self._lock:
             return self._owned.conflict(directory, besides=besides)
 
-    def reserve(self, record: VolumeRecord) -> None:
+    def reserve(self, record: VolumeRecord, *, limit: int | None = None) -> None:
         """Take a directory name (and the space) for a volume about to be made; two callers cannot both get it.
 
         Infeasible when another volume owns the directory, one around it or one inside it (H03, H04); RetryLater while
-        the name was given up too recently. `drop` gives the reservation back.
+        the name was given up too recently, and when more than `limit` bytes would be promised. `drop` gives it back.
         """
         with self._lock:
             owner = self._owned.conflict(record.directory, besides=record.pv)
@@ -106,6 +108,8 @@ class Catalog:
                     after=wait,
                     reason="Provisioning",
                 )
+            if limit is not None and self._reserved + record.requested > limit:
+                raise RetryLater(f"{self._reserved} of {limit} bytes are promised by now and {record.requested} are wanted")
             self._remove(record.pv)
             self._insert(record)
 
@@ -129,8 +133,9 @@ class Catalog:
         """Names of archives that went a moment ago and must not become another archive's now."""
         with self._lock:
             now = self._clock()
-            self._given_up = {name: until for name, until in self._given_up.items() if until > now}
-            return frozenset(name for name in self._given_up if name.startswith(ARCHIVE_PREFIX))
+            archives = [name for name in self._given_up_archives if self._given_up.get(name, 0.0) > now]
+            self._given_up_archives = set(archives)
+            return frozenset(archives)
 
     def root_names(self) -> frozenset[str]:
         """First components of all directories that records name."""
@@ -162,7 +167,13 @@ class Catalog:
             self._reserved -= record.requested
 
     def _give_up(self, directory: str, seconds: float) -> None:
-        self._given_up[directory] = self._clock() + seconds
+        now = self._clock()
+        self._given_up[directory] = now + seconds
+        if directory.startswith(ARCHIVE_PREFIX):
+            self._given_up_archives.add(directory)
+        if len(self._given_up) > 2 * self._given_up_kept:
+            self._given_up = {name: until for name, until in self._given_up.items() if until > now}
+            self._given_up_kept = max(1000, len(self._given_up))
 
     def _taken(self, directory: str, other: VolumeRecord) -> str:
         what = {

@@ -150,7 +150,7 @@ def _take_out(store: Store, record: VolumeRecord) -> str:
             if not fs.exists(parent, name):
                 os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
             raise RefusedForSafety(missing_directory(store.path, record, moved))
-        if parent != store.root:
+        if "/" in record.directory:
             os.fsync(parent)
     return slot
 
@@ -171,7 +171,8 @@ def _put(
         with fs.parent_of(store.root, record.target, create=True) as (parent, name):
             if fs.make_directory(parent, name, 0o700) or _is_own_claim(store, parent, name, record, owned):
                 os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
-                os.fsync(parent)
+                if "/" in record.target:
+                    os.fsync(parent)  # the root itself is synced by `finish`
                 return record
         if fixed or record.state is State.RESTORING:
             raise RefusedForSafety(

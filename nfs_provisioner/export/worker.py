@@ -1,7 +1,7 @@
 """The child process of one replica: does every file-system call on it, so that a hung server hangs nothing else.
 
-Requests come as (id, operation, arguments) over a socket pair and are answered as (id, result, error). Several run at
-once: over NFS each call costs a round trip. The end of the leader's lease lies in memory shared with the parent and is
+Requests come as (operation, arguments) over socket pairs, one at a time on each, and are answered as (result, error).
+Several run at once: over NFS each call costs a round trip. The end of the leader's lease lies in memory shared with the parent and is
 looked at before each step, because both processes may have been stopped since the request was sent.
 """
 
@@ -214,36 +214,38 @@ def is_local(path: str) -> bool:
         os.close(fd)
 
 
-def serve(connection: Connection, worker: Worker) -> None:
-    """Answer requests until the parent closes its end (or dies: then nothing more may be started)."""
-    answering = threading.Lock()
-
-    def handle(number: int, name: str, arguments: tuple[Any, ...]) -> None:
+def serve(connection: Connection, worker: Worker, at_once: threading.Semaphore) -> None:
+    """Answer the requests of one connection until the parent closes it or dies: then nothing more may be started."""
+    while True:
+        try:
+            name, arguments = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
         result, packed = None, None
         try:
-            result = worker.operations[name](*arguments)
+            with at_once:
+                result = worker.operations[name](*arguments)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the parent must hear of it
             packed = pack_error(error, worker.path)
-        with answering:
-            connection.send((number, result, packed))
-
-    with ThreadPoolExecutor(_LOCAL_THREADS if is_local(worker.path) else _THREADS) as pool:
-        while True:
-            try:
-                request = connection.recv()
-            except (EOFError, OSError):
-                os._exit(0)
-            pool.submit(handle, *request)
+        try:
+            connection.send((result, packed))
+        except OSError:
+            os._exit(0)
 
 
 def main() -> None:
-    """Entry point: worker.py SOCKET_FD LEASE_FD PATH."""
-    socket_fd, lease_fd, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    """Entry point: worker.py SOCKET_FD,SOCKET_FD,... LEASE_FD PATH."""
+    socket_fds, lease_fd, path = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.umask(0)
-    serve(Connection(socket_fd), Worker(path, LeaseEnd(lease_fd)))
+    worker = Worker(path, LeaseEnd(lease_fd))
+    at_once = threading.Semaphore(_LOCAL_THREADS if is_local(path) else _THREADS)
+    first, *others = [Connection(int(fd)) for fd in socket_fds]
+    for connection in others:
+        threading.Thread(target=serve, args=(connection, worker, at_once), daemon=True).start()
+    serve(first, worker, at_once)
 
 
 if __name__ == "__main__":

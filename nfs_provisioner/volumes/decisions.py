@@ -243,9 +243,14 @@ class Room:
     looking: bool = False  # the problem is only that the replicas were not looked at yet, a moment after the start
 
     @property
+    def limit(self) -> int:
+        """What may be promised in all."""
+        return int(self.capacity * self.spec.overcommit)
+
+    @property
     def unreserved(self) -> int:
         """What may still be promised."""
-        return int(self.capacity * self.spec.overcommit) - self.reserved
+        return self.limit - self.reserved
 
 
 def choose_export(claim: Claim, storage_class: StorageClassSpec, rooms: Sequence[Room]) -> Room:
@@ -286,7 +291,7 @@ def _lacks(room: Room, wanted: int) -> str:
     if wanted > room.unreserved:
         return (
             f"export {name} lacks {wanted - room.unreserved} bytes: {room.reserved} of "
-            f"{int(room.capacity * room.spec.overcommit)} are promised and {wanted} are wanted"
+            f"{room.limit} are promised and {wanted} are wanted"
         )
     keep = room.spec.reserve.bytes_of(room.capacity)
     if room.available < keep:

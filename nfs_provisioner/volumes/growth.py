@@ -70,7 +70,7 @@ def _refuse_what_does_not_fit(api: Api, export: Export, claim: Claim, more: int,
     if not room.problem and more <= room.unreserved:
         return
     problem = room.problem or (
-        f"{more} more bytes do not fit: {room.reserved} of {int(room.capacity * room.spec.overcommit)} are promised"
+        f"{more} more bytes do not fit: {room.reserved} of {room.limit} are promised"
     )
     message = f"export {export.name}: {problem}"
     if claim.resizing != INFEASIBLE and not room.problem:

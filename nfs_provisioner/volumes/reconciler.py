@@ -54,6 +54,7 @@ from nfs_provisioner.volumes.registry import Registry
 log = logging.getLogger(__name__)
 
 DECIDE = ""  # the lane of what needs no file server
+LIVE = "live/"  # the key, with an export's name behind it, under which records are finished
 MOST_AT_ONCE = 200  # records finished by one request; far from its deadline
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
 
@@ -105,7 +106,9 @@ class Reconciler:
         self._lock = threading.Lock()
         self._plans: dict[str, Plan] = {}
         self._last_policy: dict[str, str] = {}
+        self._with_volume: dict[str, set[str]] = {}  # export -> volumes whose records are to be finished
         self._began: dict[str, float] = {}
+        self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -130,15 +133,32 @@ class Reconciler:
             self._last_policy.get(name, ""),
         )
 
-    def due(self, name: str) -> bool:
-        """Whether anything is to be done about this volume, or said about it."""
-        decision = decide(self.look(name), adopt_from=self._adopt_from)
-        return decision.act != "idle" or decision.error is not None
+    def due(self, name: str) -> str | None:
+        """The lane in which something is to be done about this volume, or said about it; None when nothing is."""
+        situation = self.look(name)
+        decision = decide(situation, adopt_from=self._adopt_from)
+        if decision.act == "idle" and decision.error is None:
+            return None
+        if decision.error is None and decision.act == "make-live":
+            self._finish_soon(situation)
+            return None
+        if decision.error is None and decision.act in ("give-up", "grow") and situation.export is not None:
+            return situation.export  # the longest way round is saved for what comes in thousands
+        return DECIDE
+
+    def look_at(self, name: str) -> None:
+        """Queue a volume for which something is due. Most events are echoes of what was just done: they end here."""
+        lane = self.due(name)
+        if lane is not None:
+            self._queue.add(name, lane)
 
     # -- one turn ---------------------------------------------------------------------------------------------------
 
     def process(self, key: str, lane: str) -> None:
         """Decide, and act if this is the right lane; otherwise hand the key over to it."""
+        if key.startswith(LIVE):
+            self._finish_records(key, lane)
+            return
         situation = self.look(key)
         try:
             decision = decide(situation, adopt_from=self._adopt_from)
@@ -158,6 +178,30 @@ class Reconciler:
             self._queue.forget(key)
         except NfsProvisionerError as error:
             self._failed(situation, error, lane)
+
+    def _finish_soon(self, s: Situation) -> None:
+        """Gather volumes whose records are to be finished: nobody waits for that, and together it costs less."""
+        assert s.export is not None
+        with self._lock:
+            self._with_volume.setdefault(s.export, set()).add(s.name)
+        self._queue.add(LIVE + s.export, s.export, low=True)
+
+    def _finish_records(self, key: str, lane: str) -> None:
+        export = self._registry.get(key.removeprefix(LIVE))
+        if export is None:
+            return
+        with self._lock:
+            waiting = set(self._with_volume.get(export.name, ()))
+        try:
+            self._check()
+            self._make_live(export)
+        except LostLeadership:
+            raise
+        except NfsProvisionerError as error:
+            log.info("export %s: %s", export.name, error.message)
+            with self._lock:
+                self._with_volume.setdefault(export.name, set()).update(waiting)
+            self._queue.retry(key, lane, low=True)
 
     def _settled(self, key: str) -> None:
         self._queue.forget(key)
@@ -187,7 +231,7 @@ class Reconciler:
             case "give-up":
                 self._give_up(s, decision, _there(export))
             case "make-live":
-                self._make_live(s, _there(export))
+                self._finish_soon(s)
             case "undo":
                 self._undo(s, _there(export))
             case "grow":
@@ -260,7 +304,7 @@ class Reconciler:
         else:
             export, restore_from = self._registry_room(s.claim, storage_class), None
         record = self._new_record(s, storage_class)
-        export.catalog.reserve(record)
+        export.catalog.reserve(record, limit=None if archive is not None else export.room().limit)
         return self._keep_plan(s.name, Plan(export, record, storage_class, restore_from))
 
     def _keep_plan(self, name: str, plan: Plan) -> Plan:
@@ -313,7 +357,10 @@ class Reconciler:
         raw = self._class_raw(name)
         if raw is None:
             raise RetryLater(f"StorageClass {name!r} does not exist (any more); the claim waits for it")
-        spec = parse_class(raw)
+        known = self._parsed.get(name)
+        if known is None or known[0] is not raw:
+            known = self._parsed[name] = (raw, parse_class(raw))
+        spec = known[1]
         if spec.provisioner != self._provisioner:
             raise InvalidInput(
                 f"StorageClass {name!r} names provisioner {spec.provisioner!r}, not {self._provisioner!r}"
@@ -373,24 +420,33 @@ class Reconciler:
             raise Infeasible(f"the API server refuses the PV: {error.message}") from error
         self._caches.volumes.put(made)
 
-    def _make_live(self, s: Situation, export: Export) -> None:
-        """Finish the record of this volume, and of all others of this export that have come as far: in one request."""
-        names = [s.name]
-        for record in export.catalog.in_state(State.CREATING):
-            if len(names) == MOST_AT_ONCE:
-                break
-            if record.pv != s.name and decide(self.look(record.pv), adopt_from=self._adopt_from).act == "make-live":
-                names.append(record.pv)
-        for name in names:
-            volume, record_now = self._caches.volumes.get(name), export.catalog.get(name)
-            if volume is not None and record_now is not None:
-                _same_place(export, volume, record_now)
-        results: list[VolumeRecord | NfsProvisionerError] = export.call("make_live", names)
-        for name, result in zip(names, results, strict=True):
-            if isinstance(result, VolumeRecord):
-                export.recorded(result, name)
-            elif name == s.name:
-                raise result
+    def _make_live(self, export: Export) -> None:
+        """Finish the records of all volumes of this export that have their PVs, in one request (and one sync)."""
+        with self._lock:
+            waiting = self._with_volume.pop(export.name, set())
+        names = [name for name in waiting if self._may_live(export, name)]
+        for start in range(0, len(names), MOST_AT_ONCE):
+            batch = names[start : start + MOST_AT_ONCE]
+            results: list[VolumeRecord | NfsProvisionerError] = export.call("make_live", batch)
+            for name, result in zip(batch, results, strict=True):
+                if isinstance(result, VolumeRecord):
+                    export.recorded(result, name)
+                    self.look_at(name)
+                else:
+                    self._failed(self.look(name), result, export.name)
+
+    def _may_live(self, export: Export, name: str) -> bool:
+        """Whether this is still due; things may have moved on since it was noted."""
+        situation = self.look(name)
+        if situation.export != export.name or decide(situation, adopt_from=self._adopt_from).act != "make-live":
+            return False
+        assert situation.volume is not None and situation.record is not None
+        try:
+            _same_place(export, situation.volume, situation.record)
+        except RefusedForSafety as error:
+            self._failed(situation, error, export.name)
+            return False
+        return True
 
     def _undo(self, s: Situation, export: Export) -> None:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""

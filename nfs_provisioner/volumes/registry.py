@@ -95,6 +95,7 @@ class Registry:
         self._check = check
         self._lock = threading.Lock()
         self._exports: dict[str, Export] = {}
+        self._sorted: tuple[Export, ...] = ()  # by name; made anew with each change, read for every event
         self._objects: dict[str, ExportObject] = {}
         self._invalid: dict[str, str] = {}
         self._written: dict[str, tuple[float, JsonObject]] = {}
@@ -122,8 +123,7 @@ class Registry:
 
     def all(self) -> list[Export]:
         """A snapshot, by name."""
-        with self._lock:
-            return [self._exports[name] for name in sorted(self._exports)]
+        return list(self._sorted)
 
     def get(self, name: str) -> Export | None:
         """The export of that name."""
@@ -131,12 +131,12 @@ class Registry:
 
     def find(self, pv: str) -> tuple[Export, VolumeRecord] | None:
         """The export that has a record of `pv`. A volume in use beats a leftover of an attempt elsewhere."""
-        found = [(export, record) for export in self.all() if (record := export.catalog.get(pv)) is not None]
-        return min(found, key=lambda pair: pair[1].state is State.CREATING, default=None)
-
-    def records_of(self, pv: str) -> list[tuple[Export, VolumeRecord]]:
-        """Every record of that name on any export."""
-        return [(export, record) for export in self.all() if (record := export.catalog.get(pv)) is not None]
+        best: tuple[Export, VolumeRecord] | None = None
+        for export in self._sorted:
+            record = export.catalog.get(pv)
+            if record is not None and (best is None or best[1].state is State.CREATING):
+                best = export, record
+        return best
 
     def rooms(self) -> list[Room]:
         """Every export as a place for a new volume; those that cannot be understood say so."""
@@ -160,11 +160,15 @@ class Registry:
         if spec is None or obj is None:
             with self._lock:
                 gone = self._exports.pop(name, None) if obj is None else None
+                self._sort()
             if gone is not None:
                 gone.stop()
         else:
             self._make_or_update(spec, obj)
         self.publish(name)
+
+    def _sort(self) -> None:
+        self._sorted = tuple(self._exports[name] for name in sorted(self._exports))
 
     def _parse(self, name: str, obj: ExportObject | None) -> ExportSpec | None:
         if obj is None:
@@ -192,6 +196,7 @@ class Registry:
             export = self._exports.get(spec.name)
             if export is None:
                 export = self._exports[spec.name] = Export(spec, seen, self._services)
+                self._sort()
                 fresh = True
             else:
                 fresh = False

@@ -20,6 +20,7 @@ from urllib.parse import urlencode, urlsplit
 import yaml
 
 Json = dict[str, Any]
+Query = dict[str, object]
 
 MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -93,11 +94,11 @@ class Client:
         *,
         content_type: str = "application/json",
         token: str | None = None,
-        **query: object,
+        query: Query | None = None,
     ) -> Answer:
         if self._connection is None:
             self._connection = self.credentials.connect(self.timeout)
-        self._connection.request(method, _target(path, query), _encode(body), self._headers(content_type, token))
+        self._connection.request(method, _target(path, query or {}), _encode(body), self._headers(content_type, token))
         response = self._connection.getresponse()
         text = response.read().decode()
         headers = {name.lower(): value for name, value in response.getheaders()}
@@ -109,19 +110,19 @@ class Client:
         return {"Content-Type": content_type, "Accept": "application/json", "Authorization": f"Bearer {token}"}
 
     def get(self, path: str, **query: object) -> Answer:
-        return self.request("GET", path, **query)
+        return self.request("GET", path, query=query)
 
     def post(self, path: str, body: object, **query: object) -> Answer:
-        return self.request("POST", path, body, **query)
+        return self.request("POST", path, body, query=query)
 
     def put(self, path: str, body: object, **query: object) -> Answer:
-        return self.request("PUT", path, body, **query)
+        return self.request("PUT", path, body, query=query)
 
     def patch(self, path: str, body: object, content_type: str = MERGE, **query: object) -> Answer:
-        return self.request("PATCH", path, body, content_type=content_type, **query)
+        return self.request("PATCH", path, body, content_type=content_type, query=query)
 
     def delete(self, path: str, options: Json | None = None, **query: object) -> Answer:
-        return self.request("DELETE", path, options, **query)
+        return self.request("DELETE", path, options, query=query)
 
     def watch(self, path: str, **query: object) -> Watch:
         connection = self.credentials.connect(self.timeout)
@@ -182,7 +183,7 @@ class Watch:
         self.connection.close()
 
 
-def _target(path: str, query: dict[str, object]) -> str:
+def _target(path: str, query: Query) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 

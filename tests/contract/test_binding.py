@@ -15,7 +15,7 @@ SELECTED_NODE = "volume.kubernetes.io/selected-node"
 NOBODY = "11111111-1111-1111-1111-111111111111"
 
 
-def annotations(obj: Json) -> dict[str, str]:
+def annotations_of(obj: Json) -> dict[str, str]:
     found: dict[str, str] = obj["metadata"].get("annotations", {})
     return found
 
@@ -23,7 +23,7 @@ def annotations(obj: Json) -> dict[str, str]:
 def test_an_immediate_claim_names_its_provisioner(world: World) -> None:
     world.claim("a", world.storage_class())
     claim = world.api.eventually(world.claim_path("a"), has_provisioner)
-    assert annotations(claim) == {
+    assert annotations_of(claim) == {
         "volume.kubernetes.io/storage-provisioner": PROVISIONER,
         "volume.beta.kubernetes.io/storage-provisioner": PROVISIONER,
     }
@@ -36,7 +36,7 @@ def test_a_claim_that_waits_names_it_only_with_a_node(world: World) -> None:
     assert not has_provisioner(world.api.get(world.claim_path("a")).ok())
     world.api.patch(world.claim_path("a"), {"metadata": {"annotations": {SELECTED_NODE: "node-1"}}}).ok()
     claim = world.api.eventually(world.claim_path("a"), has_provisioner)
-    assert annotations(claim)[SELECTED_NODE] == "node-1"
+    assert annotations_of(claim)[SELECTED_NODE] == "node-1"
 
 
 @pytest.mark.parametrize("provisioner", ["kubernetes.io/no-provisioner", None])
@@ -44,7 +44,7 @@ def test_without_a_provisioner_none_is_named(world: World, provisioner: str | No
     name = world.storage_class(provisioner=provisioner) if provisioner else world.name("absent")
     world.claim("a", name)
     world.settle()
-    assert not annotations(world.api.get(world.claim_path("a")).ok())
+    assert not annotations_of(world.api.get(world.claim_path("a")).ok())
 
 
 def test_a_volume_made_for_a_claim_binds(world: World) -> None:
@@ -53,14 +53,14 @@ def test_a_volume_made_for_a_claim_binds(world: World) -> None:
     claim = world.api.eventually(world.claim_path("a"), phase("Bound"))
     volume = world.api.eventually(world.volume_path("a"), phase("Bound"))
     assert claim["spec"]["volumeName"] == made["metadata"]["name"]
-    assert annotations(claim)[BIND_COMPLETED] == "yes"
-    assert annotations(claim)[BOUND_BY_CONTROLLER] == "yes"
+    assert annotations_of(claim)[BIND_COMPLETED] == "yes"
+    assert annotations_of(claim)[BOUND_BY_CONTROLLER] == "yes"
     assert claim["status"] == {
         "phase": "Bound",
         "accessModes": ["ReadWriteMany"],
         "capacity": {"storage": "1Gi"},
     }
-    assert BOUND_BY_CONTROLLER not in annotations(volume)
+    assert BOUND_BY_CONTROLLER not in annotations_of(volume)
     assert volume["spec"]["claimRef"] == reference(claim)
 
 
@@ -137,9 +137,9 @@ def test_recovery_volume_first_without_uid(world: World) -> None:
     bound = world.api.eventually(world.volume_path("a"), phase("Bound"))
     assert bound["spec"]["claimRef"]["uid"] == claim["metadata"]["uid"]
     assert bound["spec"]["claimRef"]["resourceVersion"]
-    assert BOUND_BY_CONTROLLER not in annotations(bound)
-    assert BOUND_BY_CONTROLLER not in annotations(claim)
-    assert BIND_COMPLETED in annotations(claim)
+    assert BOUND_BY_CONTROLLER not in annotations_of(bound)
+    assert BOUND_BY_CONTROLLER not in annotations_of(claim)
+    assert BIND_COMPLETED in annotations_of(claim)
 
 
 def test_recovery_claim_first(world: World) -> None:
@@ -179,7 +179,7 @@ def test_of_the_free_volumes_the_smallest_that_fits_is_taken(world: World) -> No
     volume = world.api.eventually(world.volume_path("fitting"), phase("Bound"))
     assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
     assert claim["status"]["capacity"] == {"storage": "2Gi"}
-    assert annotations(volume) == {BOUND_BY_CONTROLLER: "yes"}
+    assert annotations_of(volume) == {BOUND_BY_CONTROLLER: "yes"}
     assert volume["spec"]["claimRef"]["uid"] == claim["metadata"]["uid"]
     assert world.api.get(world.volume_path("large")).ok()["status"]["phase"] == "Available"
 

@@ -168,7 +168,7 @@ def test_status_and_specification_are_written_apart(things: Things) -> None:
     change = {"status": {"phase": "Ready"}, "spec": {"path": "/b"}, "metadata": {"labels": {"a": "b"}}}
     main = things.patch(change)
     assert "status" not in main
-    assert (main["spec"]["path"], main["metadata"]["labels"]) == ("/b", {"a": "b"})
+    assert (main["spec"]["path"], main["metadata"]["labels"]["a"]) == ("/b", "b")
     change = {"status": {"phase": "Ready"}, "spec": {"path": "/c"}, "metadata": {"annotations": {"a": "b"}}}
     status = things.patch(change, "/status")
     assert status["status"] == {"phase": "Ready"}

@@ -26,14 +26,16 @@ def terminating(world: World, held: Json) -> Json:
     return world.api.eventually(path, lambda volume: volume["metadata"]["finalizers"] == [FINALIZER])
 
 
+@pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("field", ["uid", "resourceVersion"])
-def test_preconditions_that_do_not_hold_are_a_conflict(world: World, held: Json, field: str) -> None:
+def test_preconditions_that_do_not_hold_are_a_conflict(world: World, field: str) -> None:
     path = world.volume_path("v")
     world.api.delete(path, {"preconditions": {field: "1"}}).refused(409, "Conflict", "precondition")
     assert "deletionTimestamp" not in world.api.get(path).ok()["metadata"]
 
 
-def test_preconditions_that_hold(world: World, held: Json) -> None:
+@pytest.mark.usefixtures("held")
+def test_preconditions_that_hold(world: World) -> None:
     world.settle()  # the volume has become Available: one more version
     read = world.api.get(world.volume_path("v")).ok()["metadata"]
     options = {"preconditions": {"uid": read["uid"], "resourceVersion": read["resourceVersion"]}}
@@ -57,7 +59,8 @@ def test_deleting_again_changes_nothing(world: World, terminating: Json) -> None
     assert world.api.get(world.volume_path("v")).ok() == terminating
 
 
-def test_a_terminating_object_takes_no_new_finalizers(world: World, terminating: Json) -> None:
+@pytest.mark.usefixtures("terminating")
+def test_a_terminating_object_takes_no_new_finalizers(world: World) -> None:
     words = "no new finalizers can be added if the object is being deleted"
     for body, content_type in (
         ({"metadata": {"finalizers": ["example.com/new"]}}, STRATEGIC),
@@ -73,7 +76,8 @@ def test_a_terminating_object_can_be_changed_otherwise(world: World, terminating
     assert changed["metadata"]["deletionTimestamp"] == terminating["metadata"]["deletionTimestamp"]
 
 
-def test_the_name_stays_taken_while_terminating(world: World, terminating: Json) -> None:
+@pytest.mark.usefixtures("terminating")
+def test_the_name_stays_taken_while_terminating(world: World) -> None:
     world.api.post(VOLUMES, world.volume_body("v", "none")).refused(409, "AlreadyExists")
 
 

@@ -20,7 +20,8 @@ def growable(world: World) -> str:
     return storage_class
 
 
-def test_a_bound_claim_may_ask_for_more(world: World, growable: str) -> None:
+@pytest.mark.usefixtures("growable")
+def test_a_bound_claim_may_ask_for_more(world: World) -> None:
     grown = request(world, "3Gi").ok()
     assert grown["spec"]["resources"]["requests"] == {"storage": "3Gi"}
     assert grown["status"]["capacity"] == {"storage": "1Gi"}
@@ -31,7 +32,8 @@ def test_a_bound_claim_may_ask_for_more(world: World, growable: str) -> None:
     assert volume["spec"]["capacity"] == {"storage": "1Gi"}
 
 
-def test_the_steps_of_a_growth(world: World, growable: str) -> None:
+@pytest.mark.usefixtures("growable")
+def test_the_steps_of_a_growth(world: World) -> None:
     request(world, "3Gi").ok()
     status = f"{world.claim_path('a')}/status"
     begun = {
@@ -50,14 +52,16 @@ def test_the_steps_of_a_growth(world: World, growable: str) -> None:
     assert "allocatedResourceStatuses" not in claim["status"]
 
 
-def test_a_growth_that_failed_may_shrink_to_above_what_is_there(world: World, growable: str) -> None:
+@pytest.mark.usefixtures("growable")
+def test_a_growth_that_failed_may_shrink_to_above_what_is_there(world: World) -> None:
     request(world, "5Gi").ok()
     assert request(world, "2Gi").ok()["spec"]["resources"]["requests"] == {"storage": "2Gi"}
     for size in ("1Gi", "512Mi"):
         request(world, size).refused(422, "Invalid", "field can not be less than status.capacity")
 
 
-def test_a_claim_may_not_ask_for_less(world: World, growable: str) -> None:
+@pytest.mark.usefixtures("growable")
+def test_a_claim_may_not_ask_for_less(world: World) -> None:
     request(world, "512Mi").refused(422, "Invalid", "field can not be less than status.capacity")
 
 
@@ -80,7 +84,8 @@ def test_an_unbound_claim_cannot_grow(world: World) -> None:
     request(world, "2Gi").refused(422, "Invalid", "spec is immutable")
 
 
-def test_a_volume_may_be_made_smaller_or_larger_by_hand(world: World, growable: str) -> None:
+@pytest.mark.usefixtures("growable")
+def test_a_volume_may_be_made_smaller_or_larger_by_hand(world: World) -> None:
     """The server does not mind; our controller has to."""
     for size in ("3Gi", "512Mi"):
         changed = world.api.patch(world.volume_path("a"), {"spec": {"capacity": {"storage": size}}}).ok()

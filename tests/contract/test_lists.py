@@ -54,7 +54,8 @@ def test_field_selectors(world: World, listed: str, selector: str, expected: str
     assert names(world.api.get(listed, fieldSelector=selector).ok()) == expected
 
 
-def test_field_selectors_across_namespaces(world: World, listed: str) -> None:
+@pytest.mark.usefixtures("listed")
+def test_field_selectors_across_namespaces(world: World) -> None:
     selector = f"metadata.namespace={world.namespace},metadata.name=c"
     assert names(world.api.get("/api/v1/configmaps", fieldSelector=selector).ok()) == "c"
 
