@@ -221,7 +221,7 @@ def _archives(options: argparse.Namespace) -> int:
     return _show(options, rows, lambda console: tables.archives(console, rows))
 
 
-# -- requests -----------------------------------------------------------------------------------------------------------
+# -- requests ----------------------------------------------------------------------------------------------------
 
 
 def _purge(options: argparse.Namespace) -> int:
@@ -268,7 +268,7 @@ def _wait_for_answer(api: Api, export: str, text: str) -> JsonObject:
     )
 
 
-# -- offline --------------------------------------------------------------------------------------------------------------
+# -- offline ----------------------------------------------------------------------------------------------------
 
 
 def _recover(options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """The composition root: threads, processes, signals. No rule of the business is in here.
 
 Order of a start: configuration, caches, HTTP, lease; with the lease, the exports and the workers. Order of an end: no
-new work, what is under way ends, the lease is given back. A process that lost its lease ends: the next one starts clean.
+new work, what is under way ends, the lease is given back. A process that lost
+its lease ends: the next one starts clean.
 """
 
 from __future__ import annotations
@@ -389,7 +390,7 @@ class Daemon:
     # -- configuration ----------------------------------------------------------------------------------------------
 
     def _watch_config(self) -> None:
-        """A changed file that is good takes effect by a restart in place (log settings: at once); a bad one is refused."""
+        """A changed file takes effect by a restart in place (log settings: at once); a bad one is refused."""
         assert self._config_file is not None
         seen = _stamp(self._config_file)
         while not self._end.wait(CONFIG_POLL):

@@ -56,7 +56,7 @@ def recover(root: str) -> Recovered:
             records = list(_records(volumes, root, notes))
     except FileNotFoundError as error:
         raise NfsProvisionerError(
-            f"{root}: there is no {CONTROL_DIRECTORY}/{IDENTITY_FILE}; this is not the root of an export of nfs-provisioner"
+            f"{root}: there is no {CONTROL_DIRECTORY}/{IDENTITY_FILE}; this is not an nfs-provisioner export's root"
         ) from error
     finally:
         os.close(top)
@@ -117,7 +117,8 @@ def as_yaml(found: Recovered, root: str) -> str:
     head = [
         f"# Volumes found at {root} (NFSExport {found.identity.export}, replica {found.identity.replica}, "
         f"epoch {found.identity.epoch}).",
-        f"# Before applying: create the namespaces ({', '.join(namespaces) or 'none'}), the StorageClasses and the NFSExport.",
+        f"# Before applying: create the namespaces ({', '.join(namespaces) or 'none'}), the StorageClasses",
+        "# and the NFSExport.",
         "# The controller of the new cluster takes the export over after:",
         f"#   nfs-provisioner accept {found.identity.export} --replica {found.identity.replica}",
     ]

@@ -106,9 +106,13 @@ class EmbeddedApiServer:
         loop.call_soon(ready.set)
         loop.run_forever()
         self._controllers.stop()
+        # Accept no more, but finish what is half accepted: asyncio would forget such a connection when the server is
+        # closed now, it would stay open for ever, and its client would wait for ever.
+        loop.remove_reader(listener)
+        _turn(loop)
         server.close()
         self._drop_all()
-        loop.run_until_complete(asyncio.sleep(0))
+        _turn(loop)
         loop.close()
 
     def stop(self) -> None:
@@ -179,6 +183,12 @@ class EmbeddedApiServer:
         path.write_text(json.dumps(config, indent=2) + "\n")
         path.chmod(0o600)
         return path
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets the loop do what it has put off; asyncio takes three turns from accepting to connection_made."""
+    for _ in range(5):
+        loop.run_until_complete(asyncio.sleep(0))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What the controller remembers of one replica's records: who owns which directory, what is promised, what was given up.
+"""What the controller remembers of one replica's records: owners of directories, what is promised and given up.
 
 A copy in memory, to decide with; the records on the export have the last word. Thread-safe.
 """
@@ -109,7 +109,8 @@ class Catalog:
                     reason="Provisioning",
                 )
             if limit is not None and self._reserved + record.requested > limit:
-                raise RetryLater(f"{self._reserved} of {limit} bytes are promised by now and {record.requested} are wanted")
+                promised = f"{self._reserved} of {limit} bytes are promised by now"
+                raise RetryLater(f"{promised} and {record.requested} are wanted")
             self._remove(record.pv)
             self._insert(record)
 

@@ -34,7 +34,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`attach` maps the replicas that may be used to the identity they get; `active` is None when nothing may happen."""
+    """`attach` maps replicas that may be used to the identity they get; `active` is None when nothing may happen."""
 
     phase: str
     message: str
@@ -157,7 +157,8 @@ def _first(
         if len(actives) > 1 or len(promotions) > 1 or active not in known:
             return _stop(
                 "Halted",
-                f"the replicas disagree: {_describe(known)}. Request 'accept {export} --replica NAME' for the one with the right data.",
+                f"the replicas disagree: {_describe(known)}. "
+                f"Request 'accept {export} --replica NAME' for the one with the right data.",
                 problems,
             )
         return _with_standby(export, known[active], usable, views, problems, accepted, new_id)
@@ -225,9 +226,9 @@ def _with_standby(
         ):
             if found.seq > mine.seq:
                 message = (
-                    f"replica {view.name} has seen seq {found.seq}, the active {mine.replica} says {mine.seq}: the active was "
-                    f"rolled back (restored from a backup or a snapshot?). Request 'accept {export} --replica NAME' "
-                    "for the one with the right data."
+                    f"replica {view.name} has seen seq {found.seq}, the active {mine.replica} says {mine.seq}: "
+                    "the active was rolled back (restored from a backup or a snapshot?). "
+                    f"Request 'accept {export} --replica NAME' for the one with the right data."
                 )
                 return _stop("Diverged", message, problems)
             attach[view.name] = replace(found, active=mine.replica)
@@ -253,8 +254,8 @@ def _refused_standby(export: str, name: str, facts: Facts) -> str:
     if facts.identity is not None:
         found = facts.identity
         return (
-            f"its export.json is of pair {found.pair}, epoch {found.epoch}, promotion {found.promotion}, not this pair's: "
-            "it holds other or older data and is not written to"
+            f"its export.json is of pair {found.pair}, epoch {found.epoch}, promotion {found.promotion}, "
+            "not this pair's: it holds other or older data and is not written to"
         )
     if facts.empty:
         return (

@@ -88,7 +88,7 @@ def restore(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord
 
 
 def leave_to_successor(store: Store, record: VolumeRecord) -> None:
-    """The record that `record` was restored from names nothing any more: make it a tombstone that says where it went."""
+    """What `record` was restored from names nothing any more: make it a tombstone that says where it went."""
     if record.origin is None:
         return
     old = store.read(record.origin)
@@ -183,7 +183,7 @@ def _put(
 
 
 def _is_own_claim(store: Store, parent: int, name: str, record: VolumeRecord, owned: Collection[str] | None) -> bool:
-    """After a restart: the empty, private directory that this move's mkdir made, and that nobody else's record names."""
+    """After a restart: the empty, private directory that this move's mkdir made, and that no other record names."""
     if owned is None or record.target in owned:
         return False
     with contextlib.suppress(NotADirectoryError), fs.opened(parent, name) as fd:

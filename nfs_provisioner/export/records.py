@@ -41,6 +41,14 @@ RESERVING = frozenset({State.CREATING, State.LIVE, State.RESTORING, State.ORPHAN
 SETTLED = frozenset({State.LIVE, State.ARCHIVED, State.DELETED, State.RETAINED, State.ORPHANED})
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
+def _values(instance: Any) -> tuple[Any, ...]:
+    """For pickling between the processes: several times faster than what a frozen dataclass does by itself."""
+    return tuple(getattr(instance, name) for name in instance.__slots__)
+
+
 @dataclass(frozen=True, slots=True)
 class ClaimRef:
     """The claim a volume belongs to. `uid` is empty only for volumes recovered without one."""
@@ -51,6 +59,9 @@ class ClaimRef:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    def __reduce__(self) -> tuple[type[ClaimRef], tuple[Any, ...]]:
+        return ClaimRef, _values(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,9 @@ class Policy:
     uid: int = 0
     gid: int = 0
     quota: str = "none"
+
+    def __reduce__(self) -> tuple[type[Policy], tuple[Any, ...]]:
+        return Policy, _values(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +116,10 @@ class VolumeRecord:
 
     def slim(self) -> VolumeRecord:
         """Without the manifests, for the controller's memory."""
-        return replace(self, manifests={})
+        return replace(self, manifests=_NOTHING)
+
+    def __reduce__(self) -> tuple[type[VolumeRecord], tuple[Any, ...]]:
+        return VolumeRecord, _values(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,8 @@ class Replica:
         try:
             connection = child.free.get(timeout=deadline)
         except queue.Empty:
-            return self._give_up_on(child, f"no answer to anything for {deadline:g} s: the server hangs or is out of reach")
+            message = f"no answer to anything for {deadline:g} s: the server hangs or is out of reach"
+            return self._give_up_on(child, message)
         try:
             connection.send((operation, arguments))
             if not connection.poll(max(0.0, deadline - (monotonic() - began))):
@@ -152,4 +153,4 @@ class Replica:
         try:
             child.process.wait(timeout=1.0)
         except subprocess.TimeoutExpired:
-            log.warning("worker %d of replica %s hangs in a system call; left to the kernel", child.process.pid, self.name)
+            log.warning("worker %d of replica %s hangs in the kernel, and is left to it", child.process.pid, self.name)

@@ -20,7 +20,7 @@ _HELD = (State.LIVE, State.ARCHIVED, State.RETAINED, State.ORPHANED)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step towards `record`, the active's. `donor` is the PV whose record on the standby holds the directory now."""
+    """One step towards `record`, the active's. `donor` is the PV whose record holds the directory on the standby."""
 
     kind: Kind
     record: VolumeRecord

@@ -300,9 +300,8 @@ class Store:
             if record.state in (State.LIVE, State.RESTORING, State.ORPHANED):
                 return record
             raise RefusedForSafety(f"{self.path}: {wanted.pv} is {record.state} already; its PV cannot be made again")
-        made = False
         try:
-            made, inode = self._make_volume_directory(record, may_exist=not fresh)
+            _made, inode = self._make_volume_directory(record, may_exist=not fresh)
         except (OSError, Infeasible, RefusedForSafety):
             if fresh:
                 self._take_back(record)
@@ -349,8 +348,8 @@ class Store:
             fs.set_owner_and_mode(fd, uid, gid, policy.directory_mode)
         except PermissionError as error:
             raise Infeasible(
-                f"the server of {self.path} does not let the controller give a directory to {uid}:{gid} ({error.strerror}); "
-                "export it with no_root_squash, or take uid and gid out of the StorageClass"
+                f"the server of {self.path} does not let the controller give a directory to {uid}:{gid} "
+                f"({error.strerror}); export it with no_root_squash, or take uid and gid out of the StorageClass"
             ) from error
         got = stat.S_IMODE(os.fstat(fd).st_mode)
         if got != policy.directory_mode:
@@ -392,7 +391,7 @@ class Store:
         return None
 
     def _remove_empty_parents(self, directory: str) -> None:
-        """Directories that a nested pattern made on the way go with the last volume in them; rmdir takes empty ones only."""
+        """Directories that a nested pattern made on the way go with the last volume in them; rmdir takes empty ones."""
         above = directory.split("/")[:-1]
         while above:
             with contextlib.suppress(FileNotFoundError), fs.parent_of(self.root, "/".join(above)) as (parent, name):

@@ -1,8 +1,9 @@
 """The child process of one replica: does every file-system call on it, so that a hung server hangs nothing else.
 
 Requests come as (operation, arguments) over socket pairs, one at a time on each, and are answered as (result, error).
-Several run at once: over NFS each call costs a round trip. The end of the leader's lease lies in memory shared with the parent and is
-looked at before each step, because both processes may have been stopped since the request was sent.
+Several run at once: over NFS each call costs a round trip. The end of the leader's lease
+lies in memory shared with the parent and is looked at before each step, because both processes may have been stopped
+since the request was sent.
 """
 
 from __future__ import annotations

@@ -45,6 +45,8 @@ SOCKET_OPTIONS: list[tuple[int, int, int]] = [
 # Exec plugins and projected tokens tell or imply an expiry; looking is cheap, but not free on every request.
 _TOKEN_CHECK_SECONDS = 5.0
 
+_NO_RETRIES = urllib3.Retry(False, redirect=False)
+
 _BAD_CONFIG = (ConfigException, OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -78,7 +80,7 @@ class Connection:
             self._prefix + target,
             body=body,
             headers=headers,
-            retries=False,
+            retries=_NO_RETRIES,
             redirect=False,
             timeout=timeout,
             preload_content=not stream,

@@ -166,9 +166,9 @@ def _released(s: Situation, volume: Volume) -> Decision:
             "idle",
             "Released, but recorded for another claim",
             error=Infeasible(
-                f"{volume.name} was bound to claim uid {volume.claim.uid if volume.claim else '-'}, but its directory is "
-                f"recorded for {record.claim} with uid {record.claim.uid}: it is not touched. Archive it by hand, and "
-                "take the finalizer off the PV.",
+                f"{volume.name} was bound to claim uid {volume.claim.uid if volume.claim else '-'}, but its "
+                f"directory is recorded for {record.claim} with uid {record.claim.uid}: it is not touched. "
+                "Archive it by hand, and take the finalizer off the PV.",
                 reason="VolumeFailedDelete",
             ),
         )

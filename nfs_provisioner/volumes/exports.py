@@ -272,9 +272,10 @@ class Export:
         replica = self.spec.replica(active.name) or self.spec.replicas[0]
         if self.spec.service is not None:
             if self.client_address is None:
+                service = f"{self.spec.service.namespace}/{self.spec.service.name}"
                 raise RetryLater(
-                    f"export {self.name}: Service {self.spec.service.namespace}/{self.spec.service.name} does not exist or "
-                    "has no ClusterIP; create it without a selector, with port 2049"
+                    f"export {self.name}: Service {service} does not exist or has no ClusterIP; "
+                    "create it without a selector, with port 2049"
                 )
             return self.client_address, replica.path
         return self.spec.address or replica.server, replica.path

@@ -30,7 +30,7 @@ def grow(
     announcer: Announcer,
     check: Callable[[], None],
 ) -> None:
-    """Bring PV, record and claim to the size that the claim asks for. RetryLater (and a condition) when it does not fit."""
+    """Bring PV, record and claim to the size that the claim asks for. RetryLater (and a condition) if it cannot fit."""
     wanted = max(claim.requested, volume.capacity)
     started = wanted > volume.capacity
     if started:
@@ -69,9 +69,7 @@ def _refuse_what_does_not_fit(api: Api, export: Export, claim: Claim, more: int,
     room = export.room()
     if not room.problem and more <= room.unreserved:
         return
-    problem = room.problem or (
-        f"{more} more bytes do not fit: {room.reserved} of {room.limit} are promised"
-    )
+    problem = room.problem or (f"{more} more bytes do not fit: {room.reserved} of {room.limit} are promised")
     message = f"export {export.name}: {problem}"
     if claim.resizing != INFEASIBLE and not room.problem:
         check()

@@ -231,7 +231,7 @@ def event(
     component: str,
     moment: str,
 ) -> JsonObject:
-    """A core/v1 Event; those about cluster-scoped objects live in namespace `default`. Its name is made unique by hash."""
+    """A core/v1 Event; those about cluster-scoped objects live in namespace `default`. A hash makes its name unique."""
     home = namespace or "default"
     regarding: JsonObject = {"kind": kind, "apiVersion": api_version, "name": name, "uid": uid}
     if namespace:

@@ -343,7 +343,8 @@ class Reconciler:
                 break  # somebody else's: the answer is the same as for one that does not exist
             if record.requested > claim.requested:
                 raise Infeasible(
-                    f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; ask for more"
+                    f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; "
+                    "ask for more"
                 )
             return export, record
         unread = [export.name for export in self._registry.all() if not export.ready]
@@ -414,7 +415,8 @@ class Reconciler:
             ref = made["spec"].get("claimRef") or {}
             if ref.get("uid") != manifest["spec"]["claimRef"]["uid"]:
                 raise RefusedForSafety(
-                    f"a PV {s.name} exists already and belongs to {ref.get('namespace')}/{ref.get('name')}; it is left alone"
+                    f"a PV {s.name} exists already and belongs to {ref.get('namespace')}/{ref.get('name')}; "
+                    "it is left alone"
                 ) from None
         except Invalid as error:
             raise Infeasible(f"the API server refuses the PV: {error.message}") from error

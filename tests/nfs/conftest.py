@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.nfs.ganesha import Export, Ganesha
+from tests.nfs.stand import Stand
 
 ServerFactory = Callable[..., Ganesha]
 
@@ -33,3 +34,10 @@ def exported(tmp_path: Path) -> Path:
     directory = tmp_path / "export"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    """An installation without exports, whose controller is not started yet."""
+    with Stand(tmp_path / "stand") as made:
+        yield made

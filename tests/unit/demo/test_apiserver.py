@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -84,6 +85,15 @@ def test_stopping_ends_watches(embedded_api: EmbeddedApiServer, api: Client) -> 
     with api.watch(CONFIG_MAPS) as running:
         embedded_api.stop()
         assert cut_off(running)
+
+
+def test_stopping_forgets_no_connection_that_is_just_being_made(embedded_api: EmbeddedApiServer) -> None:
+    address = ("127.0.0.1", int(embedded_api.url.rpartition(":")[2]))
+    connections = [socket.create_connection(address, timeout=10) for _ in range(50)]
+    embedded_api.stop()
+    for connection in connections:
+        with connection, contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
 
 
 def test_close_watches_cuts_watches_and_nothing_else(embedded_api: EmbeddedApiServer, api: Client) -> None:

@@ -105,6 +105,13 @@ def test_what_proxies_and_overloaded_servers_answer_becomes_an_error_of_the_righ
         assert server.requests == ["POST /api/v1/namespaces/default/persistentvolumeclaims"], "sent more than once"
 
 
+def test_h17_a_read_that_got_no_answer_is_not_repeated_behind_the_callers_back(tmp_path: Path) -> None:
+    with ScriptedServer(None, answer(200)) as server:
+        with pytest.raises(kube.Unavailable):
+            scripted_api(server, tmp_path).get(STORAGE_CLASS, "fast")
+        assert len(server.requests) == 1
+
+
 def test_h17_a_refused_connection_is_one_attempt_and_says_where(tmp_path: Path, requests: Requests) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
