@@ -290,8 +290,8 @@ class Daemon:
         if self.registry is None:
             return
         self._serve_lane(key, self.config.workers)
-        self.registry.changed(key, new)
-        self._look_at_waiting_claims()
+        if self.registry.changed(key, new):
+            self._look_at_waiting_claims()
         if new is None:
             self.metrics.forget_export(key)
 

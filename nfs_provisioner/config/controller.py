@@ -124,7 +124,7 @@ def _adopt_from(fields: Fields, provisioner: str) -> tuple[str, ...]:
 
 
 def _leader_election(fields: Fields) -> LeaderElectionConfig:
-    problems_before = len(fields.problems.messages)
+    problems_before = len(fields.problems)
     config = LeaderElectionConfig(
         enabled=fields.optional("enabled", flag, True),
         namespace=fields.optional("namespace", dns_label, None),
@@ -133,7 +133,7 @@ def _leader_election(fields: Fields) -> LeaderElectionConfig:
         retry_period=fields.optional("retryPeriod", parse_duration, 2.0),
     )
     fields.finish()
-    if len(fields.problems.messages) > problems_before:
+    if len(fields.problems) > problems_before:
         return config
     if config.retry_period <= 0:
         fields.problems.add(

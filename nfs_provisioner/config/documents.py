@@ -122,7 +122,7 @@ class _Builder:
             if key_node.tag == f"{_TAG}merge":
                 raise self._refusal(key_node, "the merge key << is not supported; write the keys out")
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != f"{_TAG}str":
-                raise self._refusal(key_node, f"key {shown(key_node.value)} is not a text; put it in quotes")
+                raise self._refusal(key_node, "a key is not a text; write a word, and put numbers and yes/no in quotes")
             key = key_node.value
             if key in result:
                 first = self.lines[(*steps, key)]
@@ -139,16 +139,16 @@ class _Builder:
             return text
         if kind == "null":
             return None
-        if kind == "bool":
-            return yaml.constructor.SafeConstructor.bool_values[text.lower()]
         loader = yaml.SafeLoader("")
         try:
+            if kind == "bool":
+                return bool(loader.construct_yaml_bool(node))
             if kind == "int":
                 return int(loader.construct_yaml_int(node))
             if kind == "float":
                 return float(loader.construct_yaml_float(node))
-        except ValueError:
-            raise self._refusal(node, f"{shown(text)} is not a number") from None
+        except (ValueError, LookupError):
+            raise self._refusal(node, f"{shown(text)} is not what the YAML tag {kind} stands for") from None
         raise self._refusal(node, f"the YAML tag {shown(node.tag)} is not supported")
 
     def _refusal(self, node: yaml.Node, message: str) -> InvalidInput:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -46,32 +46,40 @@ class Place:
         words = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in self.steps)
         return "".join(words).removeprefix(".")
 
-    def __str__(self) -> str:
-        line = next((self.lines[self.steps[:end]] for end in range(len(self.steps), -1, -1) if self._has(end)), None)
-        source = self.source if line is None else f"{self.source}:{line}"
-        return ": ".join(part for part in (source, self.key) if part)
+    @property
+    def line(self) -> int | None:
+        """The line of the value, or of the nearest thing around it that has one."""
+        for end in range(len(self.steps), -1, -1):
+            if self.steps[:end] in self.lines:
+                return self.lines[self.steps[:end]]
+        return None
 
-    def _has(self, end: int) -> bool:
-        return self.steps[:end] in self.lines
+    def __str__(self) -> str:
+        source = self.source if self.line is None else f"{self.source}:{self.line}"
+        return ": ".join(part for part in (source, self.key) if part)
 
 
 class Problems:
-    """What is wrong with one object so far; `settle` raises all of it as one InvalidInput."""
+    """What is wrong with one object so far; `settle` raises all of it as one InvalidInput, a line for each."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
+        self._found: list[tuple[int, str]] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
 
     def add(self, place: Place, message: str) -> None:
-        self.messages.append(f"{place}: {message}")
+        self._found.append((place.line or 0, f"{place}: {message}"))
 
     def settle(self) -> None:
-        if self.messages:
-            raise InvalidInput("\n".join(self.messages))
+        if self._found:
+            raise InvalidInput("\n".join(message for _, message in sorted(self._found, key=lambda found: found[0])))
 
     def abort(self, place: Place, message: str) -> NoReturn:
         """Report everything now: without the value at `place` the rest cannot be read."""
         self.add(place, message)
-        raise InvalidInput("\n".join(self.messages))
+        self.settle()
+        raise AssertionError("a problem was added just now")
 
 
 class Fields:
@@ -316,7 +324,3 @@ def string_map(value: object) -> dict[str, str]:
     if not isinstance(value, Mapping) or not all(isinstance(v, str) for v in value.values()):
         raise InvalidInput(f"{shown(value)} is not a mapping of texts; put numbers and true/false in quotes")
     return dict(value)
-
-
-def unique(names: Collection[str]) -> bool:
-    return len(set(names)) == len(names)

@@ -16,17 +16,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nfs_provisioner.config import ControllerConfig, HttpConfig, LeaderElectionConfig
 from nfs_provisioner.daemon import Daemon
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.demo.proxy import TARGET
 from nfs_provisioner.errors import InvalidInput, NfsProvisionerError
+from nfs_provisioner.export.filesystem import filesystem_type
 from nfs_provisioner.kube.api import EVENT, NAMESPACE, NFS_EXPORT, PV, PVC, SERVICE, STORAGE_CLASS, Api, NotFound, load
 
+T = TypeVar("T")
 JsonObject = dict[str, Any]
 
 NAMESPACES = ("nfs-provisioner", "shop")
@@ -95,14 +97,23 @@ class Stage:
             },
         )
 
-    def claim(self, name: str, storage_class: str = "nfs", **metadata: dict[str, str]) -> JsonObject:
-        """Create a claim of 10 MiB in namespace shop."""
+    def claim(
+        self,
+        name: str,
+        *,
+        storage_class: str = "nfs",
+        size: str = "10Mi",
+        annotations: Mapping[str, str] | None = None,
+    ) -> JsonObject:
+        """Create a claim in namespace shop."""
         spec = {
             "accessModes": ["ReadWriteMany"],
             "storageClassName": storage_class,
-            "resources": {"requests": {"storage": "10Mi"}},
+            "resources": {"requests": {"storage": size}},
         }
-        return self.api.create(PVC, {"metadata": {"name": name, **metadata}, "spec": spec}, "shop")
+        return self.api.create(
+            PVC, {"metadata": {"name": name, "annotations": dict(annotations or {})}, "spec": spec}, "shop"
+        )
 
     def bound(self, name: str) -> JsonObject:
         """Wait for a claim of namespace shop to be Bound; returns its PV."""
@@ -170,7 +181,7 @@ class Stage:
                     return int(process.name)
         return None
 
-    def wait[T](self, condition: Callable[[], T | None], what: str) -> T:
+    def wait(self, condition: Callable[[], T | None], what: str) -> T:
         """Look until the condition holds; NfsProvisionerError when it does not in time."""
         end = time.monotonic() + DEADLINE
         while not (found := condition()):
@@ -178,3 +189,95 @@ class Stage:
                 raise NfsProvisionerError(f"{what} after {DEADLINE:g} s")
             time.sleep(_LOOK_EVERY)
         return found
+
+
+@contextlib.contextmanager
+def staged(port: int, keep: Path | None) -> Iterator[Stage]:
+    """A running stage, in `keep` or in a directory that is removed at the end. InvalidInput when that cannot be had."""
+    with _directory(keep) as directory, _logging_to(directory / "controller.log"):
+        for replica in REPLICAS:
+            (directory / "exports" / EXPORT / replica).mkdir(parents=True)
+        with EmbeddedApiServer() as server:
+            kubeconfig = server.write_kubeconfig(directory / "kubeconfig")
+            stage = Stage(directory, server, kubeconfig, _daemon(port, directory, kubeconfig))
+            for name in NAMESPACES:
+                stage.api.create(NAMESPACE, {"metadata": {"name": name}})
+            stage.api.create(SERVICE, _service(stage.daemon.web.port), NAMESPACES[0])
+            stage.controller.start()
+            try:
+                yield stage
+            finally:
+                stage.daemon.stop()
+                stage.controller.join()
+                stage.api.close()
+
+
+def _daemon(port: int, directory: Path, kubeconfig: Path) -> Daemon:
+    config = ControllerConfig(
+        leader_election=LeaderElectionConfig(namespace=NAMESPACES[0]),
+        http=HttpConfig("127.0.0.1", port),
+        mount_root=str(directory / "exports"),
+    )
+    try:
+        return Daemon(config, kubeconfig=str(kubeconfig), poll=0.2)
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"--port {port} cannot be used ({error}); --port 0 takes any free one") from None
+
+
+def _service(port: int) -> JsonObject:
+    """Through it `nfs-provisioner status` finds the controller, as in a cluster."""
+    return {
+        "metadata": {"name": "nfs-provisioner", "annotations": {TARGET: f"127.0.0.1:{port}"}},
+        "spec": {"ports": [{"name": "http", "port": 8080}]},
+    }
+
+
+@contextlib.contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        made = Path(tempfile.mkdtemp(prefix="nfs-provisioner-demo-", dir=_base())).resolve()
+        try:
+            yield made
+        finally:
+            shutil.rmtree(made)
+        return
+    try:
+        keep.mkdir(parents=True, exist_ok=True)
+        occupied, unmounted = any(keep.iterdir()), _is_containers_own(keep)
+    except OSError as error:
+        raise InvalidInput(f"--keep {keep}: {error.strerror}; name a directory that can be written") from None
+    if occupied:
+        raise InvalidInput(f"--keep {keep}: it is not empty; name a new directory, nothing in this one is touched")
+    if unmounted:
+        raise InvalidInput(f"--keep {keep}: this is the container's own file system; name a directory of a volume")
+    yield keep.resolve()
+
+
+def _base() -> str:
+    usual = tempfile.gettempdir()
+    return str(_SHARED_MEMORY) if _is_containers_own(usual) and os.access(_SHARED_MEMORY, os.W_OK) else usual
+
+
+def _is_containers_own(path: str | Path) -> bool:
+    """The controller refuses a replica on a container's own file system: there a mount is missing."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return filesystem_type(fd) == "overlay" and os.fstat(fd).st_dev == os.stat("/").st_dev
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """The controller's log goes to a file: what it says would stand between the lines of the story."""
+    root, level = logging.getLogger(), logging.getLogger().level
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

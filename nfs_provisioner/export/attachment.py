@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nfs_provisioner.errors import LostLeadership, NfsProvisionerError
+from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RetryLater
 from nfs_provisioner.export.identity import View
 from nfs_provisioner.export.records import Identity, VolumeRecord
 from nfs_provisioner.export.replica import Replica
@@ -139,7 +139,10 @@ class Attachment:
 
     def _inspect(self) -> None:
         if not self.replica.up:
-            self.replica.start()
+            try:
+                self.replica.start()
+            except OSError as error:  # no memory, no process or no descriptor left: it may be better later
+                raise RetryLater(f"replica {self.name}: its worker cannot be started: {error.strerror}") from error
         facts: Facts = self.replica.call("inspect")
         with self._lock:
             changed = facts != self._facts or bool(self._message) or self.attached is not None

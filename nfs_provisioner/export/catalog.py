@@ -193,3 +193,5 @@ def _given_up_by(record: VolumeRecord) -> Iterable[str]:
     """Directories whose names a record's last change of state set free, as far as the record tells."""
     if record.former is not None:
         yield record.former
+    if record.state is State.DELETED:
+        yield record.directory

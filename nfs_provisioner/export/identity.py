@@ -53,6 +53,8 @@ def judge(
     new_id: Callable[[], str],
 ) -> Verdict:
     """Decide. `views` are in the order of the spec; `accepted` is the replica that a person vouched for."""
+    if accepted not in {view.name for view in views}:
+        accepted = None  # it was taken out of the spec since
     problems = {view.name: problem for view in views if (problem := _unusable(view, export, cluster, accepted))}
     seen = [view for view in views if view.facts is not None]
     if len({view.facts.place for view in seen if view.facts is not None}) < len(seen):
@@ -161,6 +163,14 @@ def _first(
                 f"Request 'accept {export} --replica NAME' for the one with the right data.",
                 problems,
             )
+        unseen = sorted(set(known[active].members) - set(known))
+        if unseen:  # it may have been promoted since: a side that is alone cannot know whether it is the old one (H46)
+            return _stop(
+                "Halted",
+                f"replica {active} says that {' and '.join(unseen)} belongs to this pair, which shows no export.json "
+                f"now (not mounted?) and may have newer data. If it has not: request 'accept {export} --replica {active}'.",
+                problems,
+            )
         return _with_standby(export, known[active], usable, views, problems, accepted, new_id)
     full = [name for name, facts in usable.items() if not facts.empty or facts.identity is not None]
     if len(full) > 1 and accepted is None:
@@ -211,6 +221,13 @@ def _with_standby(
     new_id: Callable[[], str],
 ) -> Verdict:
     """The active is proven; add the standby if it is proven too, or new and empty."""
+    for view in views:
+        found = None if view.facts is None or view.name == mine.replica else view.facts.identity
+        contradiction = _contradiction(export, mine, view.name, found)
+        if contradiction and accepted != mine.replica:
+            return _stop("Diverged", contradiction, problems)
+        if contradiction and found is not None:
+            mine = _promoted(mine, found.epoch, new_id())
     attach: dict[str, Identity] = {}
     for view in views:
         if view.name == mine.replica or view.name in problems:
@@ -218,20 +235,10 @@ def _with_standby(
         facts = usable[view.name]
         found = facts.identity
         joining = found is None and facts.empty and view.name not in mine.members
-        if (
-            found is not None
-            and found.pair == mine.pair
-            and found.promotion == mine.promotion
-            and accepted != view.name
-        ):
-            if found.seq > mine.seq:
-                message = (
-                    f"replica {view.name} has seen seq {found.seq}, the active {mine.replica} says {mine.seq}: "
-                    "the active was rolled back (restored from a backup or a snapshot?). "
-                    f"Request 'accept {export} --replica NAME' for the one with the right data."
-                )
-                return _stop("Diverged", message, problems)
-            attach[view.name] = replace(found, active=mine.replica)
+        if found is not None and found.replica_id == mine.replica_id and facts.handle == mine.root:
+            problems[view.name] = f"it shows the very tree of replica {mine.replica}: mount the other server's there"
+        elif found is not None and _follows(found, mine):
+            attach[view.name] = _own(found, export, mine.cluster, view.name, facts, new_id)
         elif joining or (accepted == view.name and facts.empty):
             attach[view.name] = replace(
                 mine, replica=view.name, replica_id=new_id(), root=facts.handle, seq=0, members={}
@@ -248,6 +255,51 @@ def _with_standby(
         message = "; ".join(f"replica {name}: {problem}" for name, problem in sorted(problems.items()))
         return Verdict("Degraded", message, mine.replica, attach, problems)
     return Verdict("Ready", "", mine.replica, attach, problems)
+
+
+def _follows(found: Identity, mine: Identity) -> bool:
+    """Whether a replica's own identity says that it is this active's standby."""
+    return (found.pair, found.epoch, found.promotion, found.active) == (
+        mine.pair, mine.epoch, mine.promotion, mine.replica,
+    )  # fmt: skip
+
+
+def _own(found: Identity, export: str, cluster: str, name: str, facts: Facts, new_id: Callable[[], str]) -> Identity:
+    """A standby's identity with its own name and root. They differ only when somebody vouched for a copied tree."""
+    mine = found if found.replica == name else replace(found, replica=name, replica_id=new_id())
+    return replace(mine, cluster=cluster, export=export, root=facts.handle)
+
+
+def _promoted(mine: Identity, above: int, promotion: str) -> Identity:
+    """The active that a person preferred to its partner: its epoch says so, also after the next restart."""
+    parent = {"epoch": mine.epoch, "promotion": mine.promotion, "seq": mine.seq}
+    return replace(
+        mine, epoch=max(above, mine.epoch) + 1, promotion=promotion, parents=(*mine.parents, parent), members={}
+    )
+
+
+def _contradiction(export: str, mine: Identity, name: str, found: Identity | None) -> str:
+    """Why the partner's identity makes it doubtful that the active has the newest data; empty when it does not.
+
+    Its name and root do not matter here: wherever such a tree turns up, somebody promoted it or wrote it later.
+    """
+    if found is None or (found.pair, found.cluster, found.export) != (mine.pair, mine.cluster, mine.export):
+        return ""
+    remedy = (
+        f"If {mine.replica} has the right data: request 'accept {export} --replica {mine.replica}'; {name} is left as "
+        f"it is. If {name} has it, restore {mine.replica} from it first."
+    )
+    if found.epoch > mine.epoch or (found.epoch == mine.epoch and not _follows(found, mine)):
+        return (
+            f"{_describe({name: found})}, promotion {found.promotion}; {_describe({mine.replica: mine})}, "
+            f"promotion {mine.promotion}: {name} may have newer data. {remedy}"
+        )
+    if found.promotion == mine.promotion and found.seq > mine.seq:
+        return (
+            f"replica {name} has seen seq {found.seq}, the active {mine.replica} says {mine.seq}: the active was "
+            f"rolled back (restored from a backup or a snapshot?). {remedy}"
+        )
+    return ""
 
 
 def _refused_standby(export: str, name: str, facts: Facts) -> str:

@@ -22,48 +22,79 @@ class Difference:
 
 
 def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord]) -> Difference:
-    """Moves come first (a restored tree must have left its archive before the archive's tombstone counts)."""
+    """What is removed frees its name for a move, and a move for what is made; outer directories come before inner ones."""
     known = {record.pv: record for record in active}
-    trees = {
-        record.tree: record
-        for record in standby.values()
-        if record.state in SETTLED and record.state is not State.DELETED
-    }
     alive = {record.tree for record in known.values() if record.state is not State.DELETED}
+    trees = _holders(known, standby)
+    beside = _beside(known, standby) if any(record.shared for record in known.values()) else {}
     steps = [
-        step for record in known.values() if (step := _step(record, standby.get(record.pv), trees, alive)) is not None
+        step
+        for record in known.values()
+        if (step := _step(record, standby.get(record.pv), trees, alive, beside.get(record.pv))) is not None
     ]
     forget = [
         Step("forget", record)
         for record in standby.values()
         if record.state is State.DELETED and record.pv not in known
     ]
-    order = {"move": 0, "make": 1, "update": 2, "remove": 3, "forget": 4}
     strangers = tuple(
         sorted(pv for pv, record in standby.items() if pv not in known and record.state is not State.DELETED)
     )
-    return Difference(tuple(sorted([*steps, *forget], key=lambda step: order[step.kind])), strangers)
+    order = {kind: number for number, kind in enumerate(("remove", "move", "make", "update", "forget"))}
+    ordered = sorted([*steps, *forget], key=lambda step: (order[step.kind], step.record.directory, step.record.pv))
+    return Difference(tuple(ordered), strangers)
+
+
+def _holders(
+    known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]
+) -> dict[str, VolumeRecord]:
+    """The standby's record that holds each tree; of two, the one that is to have it, then the one that takes it over."""
+
+    def rank(record: VolumeRecord) -> tuple[bool, bool, str]:
+        rightful = known.get(record.pv)
+        wanted = rightful is not None and rightful.tree == record.tree and rightful.state is not State.DELETED
+        return wanted, record.state is State.RESTORING, record.pv
+
+    holding = [record for record in standby.values() if record.state not in (State.DELETED, State.CREATING)]
+    return {record.tree: record for record in sorted(holding, key=rank)}
+
+
+def _beside(known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]) -> dict[str, str]:
+    """For each shared volume, another one whose directory on the standby is the same or lies inside."""
+    here = [record for record in standby.values() if record.state in SETTLED and record.state is not State.DELETED]
+    found: dict[str, str] = {}
+    for record in known.values():
+        if record.shared:
+            inside = [r.pv for r in here if f"{r.directory}/".startswith(f"{record.directory}/")]
+            same = [r.pv for r in known.values() if r.shared and r.directory == record.directory and r.pv < record.pv]
+            other = next((pv for pv in sorted(inside) + sorted(same) if pv != record.pv), None)
+            if other is not None:
+                found[record.pv] = other
+    return found
 
 
 def _step(
-    active: VolumeRecord, mine: VolumeRecord | None, trees: Mapping[str, VolumeRecord], alive: Set[str]
+    active: VolumeRecord,
+    mine: VolumeRecord | None,
+    trees: Mapping[str, VolumeRecord],
+    alive: Set[str],
+    beside: str | None,
 ) -> Step | None:
     if active.state not in SETTLED:
         return None
-    if mine is None or mine.state is State.CREATING:
-        if active.state is State.DELETED:
-            return None
-        donor = trees.get(active.tree)
-        if donor is not None and donor.pv != active.pv:
-            return Step("move", active, donor.pv)
-        return Step("make", active)
-    if (mine.rev, mine.state) == (active.rev, active.state):
+    if mine is not None and (mine.rev, mine.state, mine.directory) == (active.rev, active.state, active.directory):
         return None
+    holder = trees.get(active.tree)
     if active.state is State.DELETED:
+        if mine is None:
+            return None
         if mine.state is State.DELETED:
             return Step("update", active)
         # A tree that lives on under another PV is moved away first, by that PV's step.
-        return None if active.tree in alive and trees.get(active.tree) is mine else Step("remove", active)
-    if mine.state in SETTLED and mine.directory != active.directory:
-        return Step("move", active, active.pv)
-    return Step("update", active)
+        leaving = holder is mine or (holder is not None and holder.state is State.RESTORING)
+        return None if active.tree in alive and leaving else Step("remove", active)
+    if mine is None or mine.state is State.CREATING:
+        if holder is not None and holder.pv != active.pv:
+            return Step("move", active, holder.pv)
+        return Step("make", active, beside)
+    return Step("update" if mine.directory == active.directory else "move", active, active.pv)

@@ -157,6 +157,8 @@ def _released(s: Situation, volume: Volume) -> Decision:
                 reason="VolumeFailedDelete",
             ),
         )
+    if record.state in (State.CREATING, State.RESTORING):
+        return Decision("make-live", f"Released already; the record still says {record.state}")
     if record.state in (State.ARCHIVED, State.DELETED):
         return Decision("release", f"{record.state}: only the finalizer is left")
     if record.state is State.RETAINED and volume.deleting:

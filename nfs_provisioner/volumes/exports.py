@@ -178,6 +178,8 @@ class Export:
             self._evaluate()
             became_ready = loaded is not None and self._active is changed
         self._services.on_status(self.name)
+        if loaded is not None:
+            self._wake.set()  # a pair must know its members before one of them can be replaced
         if became_ready:
             self._services.on_ready(self.name)
 

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 DECIDE = ""  # the lane of what needs no file server
 LIVE = "live/"  # the key, with an export's name behind it, under which records are finished
+SLOWLY = 60.0  # seconds between tries of what only a person can mend, outside the API
 MOST_AT_ONCE = 200  # records finished by one request; far from its deadline
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
 
@@ -151,6 +152,8 @@ class Reconciler:
         lane = self.due(name)
         if lane is not None:
             self._queue.add(name, lane)
+        elif name in self._began:
+            self._settled(name)
 
     # -- one turn ---------------------------------------------------------------------------------------------------
 
@@ -257,8 +260,7 @@ class Reconciler:
             case "release":
                 self._patch_finalizer(s, add=False)
             case "remake":
-                self._patch_finalizer(s, add=False)
-                self._queue.add(s.name)
+                self._patch_finalizer(s, add=False)  # its deletion brings the key back, and the PV is posted again
 
     def _failed(self, s: Situation, error: NfsProvisionerError, lane: str) -> None:
         """Tell the person who can do something, and try again when that can help."""
@@ -275,7 +277,9 @@ class Reconciler:
             self._queue.add_after(s.name, error.after, DECIDE)
         elif isinstance(error, Infeasible) and not isinstance(error, ApiError):
             self._drop_plan(s.name)
-            return  # nothing but a change of an object can help, and that brings the key back
+            if lane != DECIDE:  # what the server refuses can be mended on the server, and nobody tells us
+                self._queue.add_after(s.name, SLOWLY, DECIDE)
+            # Everything else needs a change of an object, and that brings the key back.
         else:
             if waiting and lane != DECIDE:
                 self._drop_plan(s.name)  # another export of the class may be better off
@@ -303,8 +307,12 @@ class Reconciler:
             export, restore_from = archive[0], archive[1].pv
         else:
             export, restore_from = self._registry_room(s.claim, storage_class), None
-        record = self._new_record(s, storage_class)
-        export.catalog.reserve(record, limit=None if archive is not None else export.room().limit)
+        record = self._new_record(s, storage_class, restore_from)
+        limit = None if archive is not None else export.room().limit
+        try:
+            export.catalog.reserve(record, limit=limit)
+        except Infeasible as error:  # the other volume may go one day, and nobody tells us
+            raise RetryLater(error.message, after=SLOWLY) from error
         return self._keep_plan(s.name, Plan(export, record, storage_class, restore_from))
 
     def _keep_plan(self, name: str, plan: Plan) -> Plan:
@@ -319,7 +327,7 @@ class Reconciler:
             raise RetryLater(f"NFSExport {room.spec.name} is gone")
         return export
 
-    def _new_record(self, s: Situation, storage_class: StorageClassSpec) -> VolumeRecord:
+    def _new_record(self, s: Situation, storage_class: StorageClassSpec, restore_from: str | None) -> VolumeRecord:
         claim = s.claim
         assert claim is not None
         names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
@@ -332,6 +340,7 @@ class Reconciler:
             requested=claim.requested,
             policy=frozen_policy(storage_class.parameters),
             storage_class=storage_class.name,
+            origin=restore_from,
         )
 
     def _archive(self, name: str, claim: Claim) -> tuple[Export, VolumeRecord]:

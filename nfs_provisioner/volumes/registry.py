@@ -145,8 +145,8 @@ class Registry:
             invalid = list(self._invalid.items())
         return rooms + [Room(ExportSpec(name=name, replicas=()), problem=message) for name, message in invalid]
 
-    def changed(self, name: str, obj: ExportObject | None) -> None:
-        """An NFSExport appeared, changed or went."""
+    def changed(self, name: str, obj: ExportObject | None) -> bool:
+        """An NFSExport appeared, changed or went. False when only its status did."""
         with self._lock:
             before = self._objects.get(name)
             if obj is None:
@@ -155,7 +155,7 @@ class Registry:
                 self._objects[name] = obj
             relevant = before is None or obj is None or _relevant(before) != _relevant(obj)
         if not relevant:
-            return
+            return False
         spec = self._parse(name, obj)
         if spec is None or obj is None:
             with self._lock:
@@ -166,6 +166,7 @@ class Registry:
         else:
             self._make_or_update(spec, obj)
         self.publish(name)
+        return True
 
     def _sort(self) -> None:
         self._sorted = tuple(self._exports[name] for name in sorted(self._exports))

@@ -35,7 +35,7 @@ VOLUMES = "/api/v1/persistentvolumes"
 REQUEST = "nfs-provisioner.io/request"
 DEADLINE = 40.0
 POLL = 0.2  # seconds between the controller's looks at a replica
-CALL_DEADLINE = 1.5  # seconds after which a worker that does not answer is given up; the product's is longer
+CALL_DEADLINE = 3.0  # seconds after which a worker that does not answer is given up; the product waits longer
 
 Found = TypeVar("Found")
 
@@ -295,6 +295,12 @@ def records(root: Path) -> dict[str, Json]:
     """Every record, by PV name."""
     found = [json.loads(file.read_text()) for file in (root / CONTROL / "volumes").glob("*.json")]
     return {record["pv"]: record for record in found}
+
+
+def identity(root: Path) -> Json:
+    """The replica's export.json."""
+    found: Json = json.loads((root / CONTROL / "export.json").read_text())
+    return found
 
 
 def leftovers(root: Path) -> list[str]:
