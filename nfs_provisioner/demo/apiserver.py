@@ -171,7 +171,10 @@ class EmbeddedApiServer:
         self._in_loop(forget)
 
     def write_kubeconfig(self, path: Path) -> Path:
-        """A kubeconfig for this server in JSON (which is YAML); valid also before `start` if the port is fixed."""
+        """A kubeconfig for this server in JSON (which is YAML); valid also before `start` if the port is fixed.
+
+        kubectl sends no token over plain HTTP, so it can only be used on a server without one.
+        """
         config = {
             "apiVersion": "v1",
             "kind": "Config",

@@ -6,6 +6,7 @@ demo.nfs-provisioner.io/target (host:port) comes first, because an EndpointSlice
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlencode
 
 from nfs_provisioner.demo import faults
@@ -15,6 +16,7 @@ from nfs_provisioner.demo.resources import SERVICES, SLICES
 from nfs_provisioner.demo.store import Store, dump
 
 _SERVICE_NAME = "kubernetes.io/service-name"
+_PATIENCE = 30.0  # seconds for one forwarded request
 TARGET = "demo.nfs-provisioner.io/target"
 
 
@@ -35,6 +37,8 @@ class ServiceProxy:
         target = (service["metadata"].get("annotations") or {}).get(TARGET)
         if target:
             host, _, number = target.rpartition(":")
+            if not host or not number.isdigit():
+                raise StatusError(503, "ServiceUnavailable", f"annotation {TARGET}: not host:port: {target}")
             return host, int(number)
         name = service["metadata"]["name"]
         slices = [entry.load() for _, entry in self._store.scan(SLICES, namespace)]
@@ -64,7 +68,8 @@ async def _forwarded(host: str, port: int, path: str, request: Request) -> Respo
     if request.body:
         lines.append(f"Content-Length: {len(request.body)}")
     try:
-        return await fetch(host, port, ("\r\n".join(lines) + "\r\n\r\n").encode(), request.body)
-    except OSError as problem:
+        async with asyncio.timeout(_PATIENCE):
+            return await fetch(host, port, ("\r\n".join(lines) + "\r\n\r\n").encode(), request.body)
+    except (OSError, ValueError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as problem:
         fault = StatusError(503, "ServiceUnavailable", f"error trying to reach service: {problem}")
         return Response(fault.code, dump(fault.status()))

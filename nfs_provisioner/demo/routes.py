@@ -104,7 +104,7 @@ class Router:
                 return _entry(200, resource, self._registry.read(resource, key))
             case "PUT":
                 existed = self._store.get(resource, key) is not None
-                entry = self._registry.update(resource, key, _body(request), dry_run=dry)
+                entry = self._registry.update(resource, key, _object_body(request), dry_run=dry)
                 return _entry(200 if existed else 201, resource, entry)
             case "PATCH":
                 media_type = _media_type(request)
@@ -128,7 +128,7 @@ class Router:
             case "GET":
                 entry = self._registry.read(resource, key)
             case "PUT":
-                entry = self._registry.update(resource, key, _body(request), status=True, dry_run=dry)
+                entry = self._registry.update(resource, key, _object_body(request), status=True, dry_run=dry)
             case "PATCH":
                 change, media_type = _body(request), _media_type(request)
                 entry = self._registry.patch(resource, key, media_type, change, status=True, dry_run=dry)
@@ -142,7 +142,7 @@ class Router:
         resource, query = target.resource, request.query
         if request.method == "POST":
             dry = "dryRun" in query
-            return _entry(201, resource, self._registry.create(resource, target.namespace, _body(request), dry))
+            return _entry(201, resource, self._registry.create(resource, target.namespace, _object_body(request), dry))
         matches = predicate(resource, query.get("labelSelector", ""), query.get("fieldSelector", ""))
         if request.method == "GET" and query.get("watch") in _TRUE:
             return self._watch(request, target, matches)
@@ -263,6 +263,13 @@ def _number(query: dict[str, str], name: str) -> int:
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip()
+
+
+def _object_body(request: Request) -> Any:
+    """The body of a POST or PUT. (The real server also takes YAML and protobuf.)"""
+    if _media_type(request) not in ("", "application/json"):
+        raise faults.unsupported_media_type(["application/json"])
+    return _body(request)
 
 
 def _body(request: Request) -> Any:

@@ -127,7 +127,8 @@ class Catalog:
             return [
                 record
                 for record in self._records.values()
-                if record.state is State.DELETED and self._given_up.get(record.former or record.directory, 0.0) <= now
+                if record.state is State.DELETED
+                and all(self._given_up.get(name, 0.0) <= now for name in (*_given_up_by(record), record.directory))
             ]
 
     def unavailable_names(self) -> frozenset[str]:

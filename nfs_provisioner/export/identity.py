@@ -168,7 +168,8 @@ def _first(
             return _stop(
                 "Halted",
                 f"replica {active} says that {' and '.join(unseen)} belongs to this pair, which shows no export.json "
-                f"now (not mounted?) and may have newer data. If it has not: request 'accept {export} --replica {active}'.",
+                f"now (not mounted?) and may have newer data. "
+                f"If it has not: request 'accept {export} --replica {active}'.",
                 problems,
             )
         return _with_standby(export, known[active], usable, views, problems, accepted, new_id)

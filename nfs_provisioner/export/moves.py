@@ -21,20 +21,37 @@ from nfs_provisioner.export.records import CONTROL_DIRECTORY, MOVING, State, Vol
 from nfs_provisioner.export.store import Store, missing_directory
 
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
+_RESTORABLE = frozenset({State.ARCHIVED, State.RETAINED})
 _TRASH = f"{CONTROL_DIRECTORY}/trash"
 
 
 def give_up(
-    store: Store, pv: str, action: str, *, claim_uid: str | None, states: Iterable[State], avoid: Collection[str] = ()
+    store: Store,
+    pv: str,
+    action: str,
+    *,
+    claim_uid: str | None,
+    states: Iterable[State],
+    avoid: Collection[str] = (),
 ) -> VolumeRecord:
     """Archive, delete or retain a volume whose PV is being deleted. Returns the settled record; repeating is harmless.
 
     `avoid` holds directory names that were given up a moment ago and must not be reused yet.
     """
+    states = frozenset(states)
     wanted = {"archive": State.ARCHIVED, "delete": State.DELETED, "retain": State.RETAINED}[action]
+    with contextlib.nullcontext() if states.isdisjoint(_RESTORABLE) else store.archives:
+        return _give_up(store, pv, wanted, claim_uid, states, avoid)
+
+
+def _give_up(
+    store: Store, pv: str, wanted: State, claim_uid: str | None, states: frozenset[State], avoid: Collection[str]
+) -> VolumeRecord:
     record = store.require(pv, states={*states, *MOVING, *_DONE.values(), State.RETAINED}, claim_uid=claim_uid)
     if record.state in MOVING and record.target is not None:
-        return finish(store, record, avoid=avoid)
+        record = finish(store, record, avoid=avoid)
+    if record.state is State.RESTORING:  # a restore that is taken back must be finished first
+        leave_to_successor(store, record)
     if record.state not in states:
         return record
     if wanted is State.RETAINED or record.shared:
@@ -43,7 +60,7 @@ def give_up(
     if inode is None or inode != record.inode:
         raise RefusedForSafety(missing_directory(store.path, record, inode))
     moving = State.ARCHIVING if wanted is State.ARCHIVED else State.DELETING
-    target = _archive_target(store, record, avoid) if moving is State.ARCHIVING else _trash_target(record)
+    target = _archive_target(store, record, avoid) if moving is State.ARCHIVING else trash_target(record)
     return finish(store, store.write(record.advanced(state=moving, target=target, since=store.now())), avoid=avoid)
 
 
@@ -60,31 +77,37 @@ def restore(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord
 
     The new record takes the tree over before the move, the old one becomes a tombstone after it.
     """
-    record = store.read(wanted.pv)
-    if record is None:
-        archive = store.require(archive_pv, states=(State.ARCHIVED, State.RETAINED))
-        if archive.claim.namespace != wanted.claim.namespace:
-            raise RefusedForSafety(
-                f"the archive {archive.directory!r} belonged to namespace {archive.claim.namespace!r}, "
-                f"not to {wanted.claim.namespace!r}"
-            )
-        record = store.write(
-            replace(
-                wanted,
-                tree=archive.tree,
-                state=State.RESTORING,
-                directory=archive.directory,
-                target=wanted.directory,
-                inode=archive.inode,
-                origin=archive_pv,
-                since=store.now(),
-            )
-        )
-    if record.state is State.RESTORING:
-        if record.target is not None:
-            record = finish(store, record)
-        leave_to_successor(store, record)
+    with store.archives:  # or two claims, or a claim and a purge, could both find it there
+        record = store.read(wanted.pv) or store.write(_taken_over(store, wanted, archive_pv))
+        if record.state is State.RESTORING:
+            if record.target is not None:
+                record = finish(store, record)
+            leave_to_successor(store, record)
     return record
+
+
+def _taken_over(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord:
+    """The record of a restore about to begin, when nothing stands in its way."""
+    archive = store.require(archive_pv, states=_RESTORABLE)
+    if archive.claim.namespace != wanted.claim.namespace:
+        raise RefusedForSafety(
+            f"the archive {archive.directory!r} belonged to namespace {archive.claim.namespace!r}, "
+            f"not to {wanted.claim.namespace!r}"
+        )
+    inode = fs.inode_at(store.root, archive.directory)
+    if inode is None or inode != archive.inode:
+        raise RefusedForSafety(missing_directory(store.path, archive, inode))
+    store.require_free(wanted)
+    return replace(
+        wanted,
+        tree=archive.tree,
+        state=State.RESTORING,
+        directory=archive.directory,
+        target=wanted.directory,
+        inode=archive.inode,
+        origin=archive_pv,
+        since=store.now(),
+    )
 
 
 def leave_to_successor(store: Store, record: VolumeRecord) -> None:
@@ -122,13 +145,20 @@ def finish(
         record = _put(store, record, slot, avoid=avoid, owned=owned, fixed=fixed)
     store.root_sync.sync()
     store._remove_empty_parents(record.directory)
-    here = record.directory if record.state is State.DELETING else record.target
-    assert here is not None
-    return store.write(
+    target = record.target or record.directory
+    here = record.directory if record.state is State.DELETING else target
+    done = store.write(
         record.advanced(
             state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
         )
     )
+    store.unrecorded_trash.discard(target.rsplit("/", 1)[-1])
+    return done
+
+
+def on_its_way(store: Store, record: VolumeRecord) -> bool:
+    """Whether the directory of a move that was begun lies in work/ now, neither where it was nor where it goes."""
+    return _slot_of(store, record) is not None
 
 
 def _slot_of(store: Store, record: VolumeRecord) -> str | None:
@@ -162,6 +192,7 @@ def _put(
     assert record.target is not None
     if record.state is State.DELETING:
         store.guard()
+        store.unrecorded_trash.add(record.target.rsplit("/", 1)[1])
         os.rename(slot, record.target.rsplit("/", 1)[1], src_dir_fd=store.work, dst_dir_fd=store.trash)
         os.fsync(store.trash)
         return record
@@ -169,8 +200,14 @@ def _put(
         assert record.target is not None
         store.guard()
         with fs.parent_of(store.root, record.target, create=True) as (parent, name):
-            if fs.make_directory(parent, name, 0o700) or _is_own_claim(store, parent, name, record, owned):
-                os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
+            claimed = fs.make_directory(parent, name, 0o700)
+            if claimed or _is_own_claim(store, parent, name, record, owned):
+                try:
+                    os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(name, dir_fd=parent)  # or the next try would find it taken, and leave it for ever
+                    raise
                 if "/" in record.target:
                     os.fsync(parent)  # the root itself is synced by `finish`
                 return record
@@ -196,7 +233,8 @@ def _archive_target(store: Store, record: VolumeRecord, avoid: Collection[str]) 
     return archive_name(record.directory, lambda name: name in avoid or fs.exists(store.root, name), datetime.now(UTC))
 
 
-def _trash_target(record: VolumeRecord) -> str:
+def trash_target(record: VolumeRecord) -> str:
+    """A name in trash that nothing else has."""
     return f"{_TRASH}/{record_file_name(record.pv).removesuffix('.json')[:200]}~{os.urandom(6).hex()}"
 
 
@@ -216,6 +254,7 @@ def recover(store: Store, loaded: Iterable[VolumeRecord]) -> tuple[list[VolumeRe
                 full = store.read(slim.pv) or slim
                 owned = set(names) - {slim.directory}
                 record = finish(store, full, owned=owned)
+                names.append(record.directory)  # the next one's target may have been the same
                 if record.state is State.RESTORING:
                     leave_to_successor(store, record)
             except RefusedForSafety as error:

@@ -81,10 +81,10 @@ def _settled(store: Store, active: VolumeRecord) -> VolumeRecord | None:
     if mine.target is not None:
         if moves.on_its_way(store, mine) and mine.state is not State.DELETING:
             # In work/ nothing names it yet, and the place that it was meant for may be somebody else's by now.
-            state, target = mine.state, active.directory
             if active.state is State.DELETED:
-                state, target = State.DELETING, moves.trash_target(mine)
-            mine = store.write(mine.advanced(state=state, target=target))
+                mine = store.write(mine.advanced(state=State.DELETING, target=moves.trash_target(mine)))
+            else:
+                mine = store.write(mine.advanced(target=active.directory))
         mine = moves.finish(store, mine, fixed=True)
     if mine.state is State.RESTORING:
         moves.leave_to_successor(store, mine)
@@ -130,5 +130,7 @@ def _remove(store: Store, mine: VolumeRecord | None, active: VolumeRecord) -> Vo
         states = (*_HELD, State.RESTORING)
         mine = moves.give_up(store, mine.pv, "delete", claim_uid=None, states=states)
         if mine.state is not State.DELETED:
-            raise RefusedForSafety(f"{store.path}: {mine.pv} is {mine.state} here and deleted on the active; it is kept")
+            raise RefusedForSafety(
+                f"{store.path}: {mine.pv} is {mine.state} here and deleted on the active; it is kept"
+            )
     return store.write(replace(active, inode=None))

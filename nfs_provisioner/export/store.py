@@ -71,6 +71,8 @@ class Store:
         self._term = ""
         self._counter = iter(range(1, 1 << 62)).__next__
         self._identity_lock = threading.Lock()
+        self.archives = threading.Lock()  # held while an archive is restored or purged
+        self.unrecorded_trash: set[str] = set()  # lies in trash, and its record does not say so yet
         self.root_sync = fs.GroupSync(self.root)
 
     # -- identity -----------------------------------------------------------------------------------------------
@@ -291,6 +293,7 @@ class Store:
         record = self.read(wanted.pv)
         fresh = record is None
         if record is None:
+            self.require_free(wanted)
             record = self.write(replace(wanted, state=State.CREATING, since=self.now()))
         elif record.claim.uid != wanted.claim.uid:
             raise RefusedForSafety(
@@ -307,6 +310,15 @@ class Store:
                 self._take_back(record)
             raise
         return replace(record, inode=inode)
+
+    def require_free(self, wanted: VolumeRecord) -> None:
+        """Infeasible when something of that name exists: said before there is a record that claims it (H05)."""
+        with contextlib.suppress(FileNotFoundError), fs.parent_of(self.root, wanted.directory) as (parent, name):
+            if fs.exists(parent, name):
+                raise Infeasible(
+                    f"{wanted.directory!r} exists already on this export and no record says whose it is; "
+                    "it is left alone. Choose another pathPattern, or move it away."
+                )
 
     def _make_volume_directory(self, record: VolumeRecord, *, may_exist: bool) -> tuple[bool, int]:
         self.guard()
@@ -440,10 +452,10 @@ class Store:
 
     def empty_trash(self, stop: Callable[[], bool]) -> bool:
         """Remove what lies in trash, a piece at a time; False when `stop` ended it early."""
-        names = os.listdir(self.trash)
-        for name in names:
-            if stop() or not fs.remove_tree(self.trash, name, stop=stop):
-                return False
+        while names := [name for name in os.listdir(self.trash) if name not in self.unrecorded_trash]:
+            for name in names:  # again until nothing is left: deep trees leave their lower part beside them
+                if stop() or not fs.remove_tree(self.trash, name, stop=stop):
+                    return False
         return True
 
 

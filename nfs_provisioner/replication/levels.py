@@ -22,7 +22,7 @@ class Difference:
 
 
 def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord]) -> Difference:
-    """What is removed frees its name for a move, and a move for what is made; outer directories come before inner ones."""
+    """What is removed frees its name for a move, a move for what is made; outer directories come before inner ones."""
     known = {record.pv: record for record in active}
     alive = {record.tree for record in known.values() if record.state is not State.DELETED}
     trees = _holders(known, standby)
@@ -45,10 +45,8 @@ def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord])
     return Difference(tuple(ordered), strangers)
 
 
-def _holders(
-    known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]
-) -> dict[str, VolumeRecord]:
-    """The standby's record that holds each tree; of two, the one that is to have it, then the one that takes it over."""
+def _holders(known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]) -> dict[str, VolumeRecord]:
+    """The standby's record that holds each tree; of two, the one that is to have it, or the one that takes it over."""
 
     def rank(record: VolumeRecord) -> tuple[bool, bool, str]:
         rightful = known.get(record.pv)

@@ -45,14 +45,14 @@ class Announcer:
         else:
             log.warning("%s: %s", s.name, error.message)
 
-    def deleted(self, volume: Volume, export: str, record: VolumeRecord, seconds: float) -> None:
-        """A PV went by its policy."""
+    def deleted(self, volume: Volume, export: str, uid: str, record: VolumeRecord, seconds: float) -> None:
+        """A PV went by its policy. `uid` is the NFSExport's: `kubectl describe` finds Events by it."""
         self._metrics.delete_total.labels(volume.storage_class).inc()
         self._metrics.delete_duration_seconds.labels(volume.storage_class).observe(seconds)
         log.info("PV %s of claim %s: %s, directory %s", volume.name, record.claim, record.state, record.directory)
         if record.state is State.ARCHIVED:
             message = f"volume {volume.name} of claim {record.claim} was archived as {record.directory}"
-            self.about_export(export, "VolumeArchived", message, warning=False)
+            self.about_export(export, "VolumeArchived", message, warning=False, uid=uid)
 
     def about_claim(self, claim: Claim, reason: str, message: str, *, warning: bool) -> None:
         """An Event on a claim."""

@@ -39,6 +39,7 @@ class Situation:
     record: VolumeRecord | None = None
     export: str | None = None
     last_policy: str = ""
+    looking: bool = False  # some export was not looked at yet, a moment after the start
 
 
 Act = Literal[
@@ -147,6 +148,9 @@ def _released(s: Situation, volume: Volume) -> Decision:
         return Decision("idle", f"Released, and kept by its policy {volume.policy}")
     if s.claim is not None and volume.claim is not None and s.claim.uid == volume.claim.uid:
         return Decision("idle", f"Released, but its claim {s.claim} is still here; waiting for the caches to agree")
+    if record is None and s.looking:
+        later = RetryLater("the replicas are being looked at", after=LOOK_AGAIN, reason=QUIET)
+        return Decision("idle", "Released; the exports are being looked at", error=later)
     if record is None:
         return Decision(
             "idle",
@@ -174,6 +178,8 @@ def _released(s: Situation, volume: Volume) -> Decision:
                 reason="VolumeFailedDelete",
             ),
         )
+    if not volume.owned and not volume.deleting:
+        return Decision("hold", "Released, policy Delete: the PV waits for us before it goes")
     return Decision("give-up", f"Released, policy Delete: {record.policy.on_delete}", on_delete=record.policy.on_delete)
 
 

@@ -292,8 +292,13 @@ class Export:
             problem = f"{self._verdict.phase}: {self.message or 'looking at its replicas'}"
         space = active.space if active is not None else None
         size = self.spec.capacity or (space.size if space else 0)
-        looking = bool(problem) and self._services.clock() < self._looking_until and not self.seen.deleting
+        looking = bool(problem) and self.looking and not self.seen.deleting
         return Room(self.spec, size, space.free if space else 0, self.catalog.reserved, problem, looking)
+
+    @property
+    def looking(self) -> bool:
+        """Whether this export is new and not ready yet: what is missing now may be there in a moment."""
+        return not self.ready and self._services.clock() < self._looking_until
 
     @property
     def active_replica(self) -> str:

@@ -1,73 +1,59 @@
 """Decides, acts and records, one volume at a time.
 
-The only caller of `decisions.decide`, and the only module that makes or deletes PVs. Before each act: the lease. What
-needs a file server runs in that export's lane of the queue, so that a server that hangs holds up nobody else's claims.
+The only caller of `decisions.decide`. Before each act: the lease. What needs a file server runs in that
+export's lane of the queue, so that a server that hangs holds up nobody else's claims.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
-from nfs_provisioner.config import StorageClassSpec, parse_class
+from nfs_provisioner.config import format_quantity
 from nfs_provisioner.errors import (
     Infeasible,
-    InvalidInput,
     LostLeadership,
     NfsProvisionerError,
     RefusedForSafety,
     RetryLater,
 )
-from nfs_provisioner.export.paths import ClaimNames, resolve, server_path
+from nfs_provisioner.export.paths import server_path
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import (
     PV,
-    AlreadyExists,
     Api,
     ApiError,
     Conflict,
-    Invalid,
     NotFound,
 )
 from nfs_provisioner.kube.reflector import Reflector
 from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.volumes import adoption, growth
 from nfs_provisioner.volumes.announcer import Announcer
-from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, choose_export, decide, frozen_policy
+from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, decide
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import (
-    RESTORE_ARCHIVE,
     Claim,
     JsonObject,
     Volume,
     claim_manifest,
-    finalizer_patch,
     persistent_volume,
 )
+from nfs_provisioner.volumes.planner import SLOWLY, Planner
+from nfs_provisioner.volumes.pvs import VolumeWriter
 from nfs_provisioner.volumes.registry import Registry
 
 log = logging.getLogger(__name__)
 
 DECIDE = ""  # the lane of what needs no file server
 LIVE = "live/"  # the key, with an export's name behind it, under which records are finished
-SLOWLY = 60.0  # seconds between tries of what only a person can mend, outside the API
 MOST_AT_ONCE = 200  # records finished by one request; far from its deadline
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A new volume, decided: where it goes and what is recorded first."""
-
-    export: Export
-    record: VolumeRecord
-    storage_class: StorageClassSpec
-    restore_from: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +91,10 @@ class Reconciler:
         self._check = check
         self._clock = clock
         self._lock = threading.Lock()
-        self._plans: dict[str, Plan] = {}
         self._last_policy: dict[str, str] = {}
         self._with_volume: dict[str, set[str]] = {}  # export -> volumes whose records are to be finished
-        self._began: dict[str, float] = {}
-        self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
+        self._pvs = VolumeWriter(api, caches.volumes, check)
+        self._planner = Planner(registry, caches.classes.get, provisioner, clock=clock)
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -132,6 +117,7 @@ class Reconciler:
             None if found is None else found[1],
             None if found is None else found[0].name,
             self._last_policy.get(name, ""),
+            looking=found is None and volume is not None and self._registry.looking,
         )
 
     def due(self, name: str) -> str | None:
@@ -152,7 +138,7 @@ class Reconciler:
         lane = self.due(name)
         if lane is not None:
             self._queue.add(name, lane)
-        elif name in self._began:
+        elif name in self._planner:
             self._settled(name)
 
     # -- one turn ---------------------------------------------------------------------------------------------------
@@ -208,16 +194,14 @@ class Reconciler:
 
     def _settled(self, key: str) -> None:
         self._queue.forget(key)
-        self._began.pop(key, None)
-        with self._lock:
-            self._plans.pop(key, None)
+        self._planner.finish(key)
 
     def _export_for(self, s: Situation, decision: Decision) -> Export | None:
         """The export whose server the act needs; None for what only the API server is needed for."""
         if decision.act in ("hold", "release", "remake"):
             return None
         if decision.act == "provision":
-            return self._plan(s).export
+            return self._planner.plan(s).export
         if decision.act == "adopt":
             assert s.volume is not None
             return adoption.find_export(self._registry, s.volume)
@@ -252,15 +236,15 @@ class Reconciler:
             case "adopt":
                 assert s.volume is not None
                 adoption.adopt(
-                    self._api, _there(export), s.volume, s.claim, self._class_raw(s.volume.storage_class),
+                    self._api, _there(export), s.volume, s.claim, self._caches.classes.get(s.volume.storage_class),
                     self._provisioner, self._check,
                 )  # fmt: skip
             case "hold":
-                self._patch_finalizer(s, add=True)
+                self._pvs.hold(_of(s))
             case "release":
-                self._patch_finalizer(s, add=False)
+                self._pvs.release(_of(s))
             case "remake":
-                self._patch_finalizer(s, add=False)  # its deletion brings the key back, and the PV is posted again
+                self._pvs.release(_of(s))  # its deletion brings the key back, and the PV is posted again
 
     def _failed(self, s: Situation, error: NfsProvisionerError, lane: str) -> None:
         """Tell the person who can do something, and try again when that can help."""
@@ -276,112 +260,19 @@ class Reconciler:
         if isinstance(error, RetryLater) and error.after is not None:
             self._queue.add_after(s.name, error.after, DECIDE)
         elif isinstance(error, Infeasible) and not isinstance(error, ApiError):
-            self._drop_plan(s.name)
+            self._planner.drop(s.name)
             if lane != DECIDE:  # what the server refuses can be mended on the server, and nobody tells us
                 self._queue.add_after(s.name, SLOWLY, DECIDE)
             # Everything else needs a change of an object, and that brings the key back.
         else:
             if waiting and lane != DECIDE:
-                self._drop_plan(s.name)  # another export of the class may be better off
+                self._planner.drop(s.name)  # another export of the class may be better off
             self._queue.retry(s.name, DECIDE)
 
     # -- provisioning -----------------------------------------------------------------------------------------------
 
-    def _plan(self, s: Situation) -> Plan:
-        """Where the volume goes, decided once: the name and the space are reserved from here on."""
-        with self._lock:
-            plan = self._plans.get(s.name)
-        if plan is not None and self._registry.get(plan.export.name) is plan.export:
-            return plan
-        assert s.claim is not None
-        self._began.setdefault(s.name, self._clock())
-        storage_class = self._class(s.claim.storage_class)
-        if s.record is not None and s.export is not None:
-            export = self._registry.get(s.export)
-            if export is not None:
-                made = Plan(export, s.record, storage_class, s.record.origin)
-                return self._keep_plan(s.name, made)
-        restore = s.claim.annotations.get(RESTORE_ARCHIVE)
-        archive = self._archive(restore, s.claim) if restore else None
-        if archive is not None:
-            export, restore_from = archive[0], archive[1].pv
-        else:
-            export, restore_from = self._registry_room(s.claim, storage_class), None
-        record = self._new_record(s, storage_class, restore_from)
-        limit = None if archive is not None else export.room().limit
-        try:
-            export.catalog.reserve(record, limit=limit)
-        except Infeasible as error:  # the other volume may go one day, and nobody tells us
-            raise RetryLater(error.message, after=SLOWLY) from error
-        return self._keep_plan(s.name, Plan(export, record, storage_class, restore_from))
-
-    def _keep_plan(self, name: str, plan: Plan) -> Plan:
-        with self._lock:
-            self._plans[name] = plan
-        return plan
-
-    def _registry_room(self, claim: Claim, storage_class: StorageClassSpec) -> Export:
-        room = choose_export(claim, storage_class, self._registry.rooms())
-        export = self._registry.get(room.spec.name)
-        if export is None:
-            raise RetryLater(f"NFSExport {room.spec.name} is gone")
-        return export
-
-    def _new_record(self, s: Situation, storage_class: StorageClassSpec, restore_from: str | None) -> VolumeRecord:
-        claim = s.claim
-        assert claim is not None
-        names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
-        return VolumeRecord(
-            pv=s.name,
-            tree=uuid4().hex,
-            claim=claim.ref,
-            directory=resolve(storage_class.parameters.path_pattern, names, s.name),
-            state=State.CREATING,
-            requested=claim.requested,
-            policy=frozen_policy(storage_class.parameters),
-            storage_class=storage_class.name,
-            origin=restore_from,
-        )
-
-    def _archive(self, name: str, claim: Claim) -> tuple[Export, VolumeRecord]:
-        for export in self._registry.all():
-            record = export.catalog.archive_named(name)
-            if record is None:
-                continue
-            if record.claim.namespace != claim.namespace:
-                break  # somebody else's: the answer is the same as for one that does not exist
-            if record.requested > claim.requested:
-                raise Infeasible(
-                    f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; "
-                    "ask for more"
-                )
-            return export, record
-        unread = [export.name for export in self._registry.all() if not export.ready]
-        hint = f" (not readable now: {', '.join(unread)})" if unread else ""
-        problem = f"there is no archive {name!r} of namespace {claim.namespace!r}{hint}; see 'nfs-provisioner archives'"
-        if unread:
-            raise RetryLater(problem)
-        raise Infeasible(problem)
-
-    def _class(self, name: str) -> StorageClassSpec:
-        raw = self._class_raw(name)
-        if raw is None:
-            raise RetryLater(f"StorageClass {name!r} does not exist (any more); the claim waits for it")
-        known = self._parsed.get(name)
-        if known is None or known[0] is not raw:
-            known = self._parsed[name] = (raw, parse_class(raw))
-        spec = known[1]
-        if spec.provisioner != self._provisioner:
-            raise InvalidInput(
-                f"StorageClass {name!r} names provisioner {spec.provisioner!r}, not {self._provisioner!r}"
-            )
-        return spec
-
-    def _class_raw(self, name: str) -> JsonObject | None:
-        return self._caches.classes.get(name)
-
     def _provision(self, s: Situation) -> None:
-        plan, claim = self._plan(s), s.claim
+        plan, claim = self._planner.plan(s), s.claim
         assert claim is not None
         export = plan.export
         server, root = export.client_mount()
@@ -391,7 +282,7 @@ class Reconciler:
             provisioner=self._provisioner,
             export=export.name,
             server=server,
-            path=server_path(root, plan.record.directory if plan.record.target is None else plan.record.target),
+            path=server_path(root, plan.directory),
             capacity=max(claim.requested, plan.record.requested),
             policy=plan.storage_class.reclaim_policy,
             mount_options=plan.storage_class.mount_options,
@@ -408,28 +299,8 @@ class Reconciler:
         export.recorded(record.slim(), s.name)
         if record.directory != wanted.directory and plan.restore_from is None:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
-        self._check()
-        self._post(s, manifest)
-        seconds = self._clock() - self._began.pop(s.name, self._clock())
-        with self._lock:
-            self._plans.pop(s.name, None)
-        self._announcer.provisioned(claim, s.name, export.name, record.directory, seconds)
-
-    def _post(self, s: Situation, manifest: JsonObject) -> None:
-        """POST the PV; one that is there already must be ours for this very claim."""
-        try:
-            made = self._api.create(PV, manifest)
-        except AlreadyExists:
-            made = self._api.get(PV, s.name)
-            ref = made["spec"].get("claimRef") or {}
-            if ref.get("uid") != manifest["spec"]["claimRef"]["uid"]:
-                raise RefusedForSafety(
-                    f"a PV {s.name} exists already and belongs to {ref.get('namespace')}/{ref.get('name')}; "
-                    "it is left alone"
-                ) from None
-        except Invalid as error:
-            raise Infeasible(f"the API server refuses the PV: {error.message}") from error
-        self._caches.volumes.put(made)
+        self._pvs.post(s.name, manifest)
+        self._announcer.provisioned(claim, s.name, export.name, record.directory, self._planner.finish(s.name))
 
     def _make_live(self, export: Export) -> None:
         """Finish the records of all volumes of this export that have their PVs, in one request (and one sync)."""
@@ -485,9 +356,10 @@ class Reconciler:
             raise Infeasible(f"the record of {s.name} holds no PV to give back to claim {s.claim}")
         if full.claim.uid != s.claim.uid:
             raise RefusedForSafety(f"the record of {s.name} belongs to {full.claim} with uid {full.claim.uid}")
-        manifest: JsonObject = dict(full.manifests["pv"])
-        self._check()
-        self._post(s, manifest)
+        manifest: JsonObject = copy.deepcopy(dict(full.manifests["pv"]))
+        manifest["spec"]["claimRef"]["uid"] = full.claim.uid  # what was recorded first may be of an earlier claim,
+        manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)  # and of a smaller size
+        self._pvs.post(s.name, manifest)
         self._announcer.provisioned(s.claim, s.name, export.name, full.directory, 0.0)
 
     def _update(self, s: Situation, export: Export, changes: dict[str, Any]) -> None:
@@ -502,7 +374,7 @@ class Reconciler:
         began = self._clock()
         volume = s.volume
         if volume is not None:
-            volume = self._begin_deletion(volume)
+            self._pvs.begin_deletion(volume)
         self._check()
         record: VolumeRecord = export.call(
             "give_up",
@@ -514,54 +386,8 @@ class Reconciler:
         )
         export.recorded(record, s.name)
         if volume is not None:
-            self._check()
-            self._remove_finalizer(volume)
-            self._announcer.deleted(volume, export.name, record, self._clock() - began)
-
-    def _begin_deletion(self, volume: Volume) -> Volume:
-        if not volume.deleting:
-            self._check()
-            self._api.delete(PV, volume.name, uid=volume.uid, resource_version=volume.version)
-            return volume
-        fresh = self._api.get(PV, volume.name)
-        spec, status = fresh["spec"], fresh.get("status") or {}
-        if (fresh["metadata"]["uid"], spec["persistentVolumeReclaimPolicy"], status.get("phase")) != (
-            volume.uid, "Delete", "Released",
-        ):  # fmt: skip
-            self._caches.volumes.put(fresh)
-            raise RetryLater(f"PV {volume.name} changed while it was being deleted; looking again")
-        return volume
-
-    def _remove_finalizer(self, volume: Volume) -> None:
-        try:
-            self._api.patch(PV, volume.name, finalizer_patch(volume.uid, add=False), kind="strategic")
-        except NotFound:
-            return
-
-    def _patch_finalizer(self, s: Situation, *, add: bool) -> None:
-        volume = s.volume
-        assert volume is not None
-        if not add:
-            if not volume.owned:
-                return
-            self._remove_finalizer(volume)
-            return
-        body = finalizer_patch(volume.uid, add=True)
-        body["metadata"]["resourceVersion"] = volume.version
-        try:
-            self._caches.volumes.put(self._api.patch(PV, volume.name, body, kind="strategic"))
-        except NotFound:
-            return
-
-    def _drop_plan(self, name: str) -> None:
-        """Give the reservation back, unless something of it is on disk already."""
-        with self._lock:
-            plan = self._plans.pop(name, None)
-        if plan is None:
-            return
-        kept = plan.export.catalog.get(name)
-        if kept is plan.record:
-            plan.export.catalog.drop(name)
+            self._pvs.release(volume)
+            self._announcer.deleted(volume, export.name, export.seen.uid, record, self._clock() - began)
 
 
 def _same_place(export: Export, volume: Volume, record: VolumeRecord) -> None:
@@ -577,3 +403,8 @@ def _same_place(export: Export, volume: Volume, record: VolumeRecord) -> None:
 def _there(export: Export | None) -> Export:
     assert export is not None
     return export
+
+
+def _of(s: Situation) -> Volume:
+    assert s.volume is not None
+    return s.volume

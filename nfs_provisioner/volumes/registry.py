@@ -138,6 +138,11 @@ class Registry:
                 best = export, record
         return best
 
+    @property
+    def looking(self) -> bool:
+        """Whether some export is new and its replicas were not looked at yet."""
+        return any(export.looking for export in self._sorted)
+
     def rooms(self) -> list[Room]:
         """Every export as a place for a new volume; those that cannot be understood say so."""
         rooms = [export.room() for export in self.all()]

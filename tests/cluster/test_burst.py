@@ -9,12 +9,13 @@ import pytest
 
 from tests.cluster.site import ExportOnDisk, Site, eventually
 from tests.contract.client import Client, Credentials, Json
-from tests.plugins.controller import SHORT_LEASE, Controller
+from tests.plugins.controller import Controller
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 CLAIMS = 1000
 KILLS = 5
+LEASE = {"leaseDuration": "4s", "renewDeadline": "3s", "retryPeriod": "250ms"}  # soon over after each kill
 PATIENCE = 180.0  # seconds for a thousand of anything, on a machine that does other things as well
 
 Requests = list[tuple[str, str, Json | None]]
@@ -27,7 +28,7 @@ def export(site: Site, request: pytest.FixtureRequest) -> ExportOnDisk:
 
 @pytest.fixture
 def controller(site: Site, export: ExportOnDisk) -> Iterator[Controller]:
-    with site.controller(lease=SHORT_LEASE).start() as made:
+    with site.controller(lease=LEASE).start() as made:
         yield made.wait_ready(export.name)
         assert made.stop() == 0
 
@@ -37,7 +38,7 @@ def test_burst_of_a_thousand_claims_is_bound_and_archived(
 ) -> None:
     storage_class = site.storage_class("burst", export)
     create(site, storage_class)
-    wait_for(CLAIMS, lambda: bound(site), "Bound")
+    wait_for(CLAIMS, lambda: bound(site), "Bound", controller)
     check_bound(site, export)
     delete_all(site)
     check_archived(site, export)
@@ -54,7 +55,7 @@ def test_killed_five_times_while_making_and_while_archiving_nothing_is_lost_or_d
         making = burst.submit(create, site, storage_class)
         kill_five_times(controller, lambda: len(site.volumes()))
         making.result()
-    wait_for(CLAIMS, lambda: bound(site), "Bound")
+    wait_for(CLAIMS, lambda: bound(site), "Bound", controller)
     check_bound(site, export)
     with ThreadPoolExecutor(1) as burst:
         deleting = burst.submit(delete_all, site)
@@ -66,14 +67,15 @@ def test_killed_five_times_while_making_and_while_archiving_nothing_is_lost_or_d
 def kill_five_times(controller: Controller, done: Callable[[], int]) -> None:
     """Controller and workers at one moment, each time after some more was done; started again at once."""
     for number in range(KILLS):
-        wait_for(CLAIMS * (number + 1) // (KILLS + 2), done, "done")
+        wait_for(CLAIMS * (number + 1) // (KILLS + 2), done, "done", controller)
         controller.kill()
         assert done() < CLAIMS, "it was killed too late: nothing was under way"
         controller.start()
 
 
-def wait_for(least: int, count: Callable[[], int], what: str) -> None:
+def wait_for(least: int, count: Callable[[], int], what: str, controller: Controller) -> None:
     def enough() -> bool:
+        controller.require_running()
         now = count()
         assert now >= least, f"{now} of {least} are {what}"
         return True

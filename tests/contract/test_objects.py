@@ -145,6 +145,12 @@ def test_what_cannot_be_decoded_is_a_bad_request(world: World, body: object) -> 
     world.api.post(world.claims, body).refused(400, "BadRequest")
 
 
+def test_an_unknown_format_is_refused(world: World) -> None:
+    body = world.claim_body("a", "none")
+    answer = world.api.request("POST", world.claims, body, content_type="text/plain")
+    answer.refused(415, "UnsupportedMediaType")
+
+
 def test_unknown_fields_and_nulls_are_dropped(world: World) -> None:
     body = world.claim_body("a", "none", selector=None, spelled_wrong=1, metadata={"labels": {}, "annotations": {}})
     made = world.make(world.claims, body | {"nonsense": True})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nfs.ganesha import Export, Ganesha
+from tests.nfs.ganesha import HOST, Export, Ganesha
 from tests.nfs.stand import Stand
 
 ServerFactory = Callable[..., Ganesha]
@@ -17,13 +17,13 @@ ServerFactory = Callable[..., Ganesha]
 
 @pytest.fixture
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
-    """`start_server(Export(directory), ...)`: a running server, stopped at the end of the test."""
+    """`start_server(Export(directory), ..., host=, port=)`: a running server, stopped at the end of the test."""
     numbers = itertools.count()
     with ExitStack() as servers:
 
-        def start(*exports: Export) -> Ganesha:
+        def start(*exports: Export, host: str = HOST, port: int | None = None) -> Ganesha:
             home = tmp_path_factory.mktemp(f"ganesha-{next(numbers)}")
-            return servers.enter_context(Ganesha(home, exports))
+            return servers.enter_context(Ganesha(home, exports, host=host, port=port))
 
         yield start
 

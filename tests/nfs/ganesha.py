@@ -50,6 +50,7 @@ class Export:
     pseudo: str = ""
     squash: Squash = Squash.NONE
     read_only: bool = False
+    cache_seconds: int = 60  # for which it believes what it knows; ganesha's own default
 
     @property
     def path(self) -> str:
@@ -67,14 +68,15 @@ class Ganesha:
     `kill` and `start` again is a crash and a restart: the port and the recovery directory stay the same.
     """
 
-    def __init__(self, home: Path, exports: Sequence[Export], *, port: int | None = None) -> None:
+    def __init__(self, home: Path, exports: Sequence[Export], *, host: str = HOST, port: int | None = None) -> None:
+        """`host` is any address of this machine; the whole of 127.0.0.0/8 is."""
         require("ganesha.nfsd", "setpriv", debian=["nfs-ganesha"])
         if not any(Path("/usr/lib").glob("*/ganesha/libfsalvfs.so")):
             unavailable("lacks the VFS module of nfs-ganesha (Debian: nfs-ganesha-vfs)")
         require_root("nfs-ganesha to open files by handle")
         self.home = home
         self.exports = tuple(exports)
-        self._fixed_port = port
+        self.host = host
         self._port = port
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -86,10 +88,6 @@ class Ganesha:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-    @property
-    def host(self) -> str:
-        return HOST
 
     @property
     def port(self) -> int:
@@ -115,7 +113,7 @@ class Ganesha:
 
     def url(self, path: str = "", export: int = 0) -> str:
         """The libnfs address of `path` below the export's root. libnfs decodes nothing: no `?` in a path."""
-        return f"nfs://{HOST}{self._below(path, export)}?version=4&nfsport={self.port}"
+        return f"nfs://{self.host}{self._below(path, export)}?version=4&nfsport={self.port}"
 
     def start(self) -> None:
         """Start the server and wait until it answers. Raises ServerFailed."""
@@ -124,7 +122,7 @@ class Ganesha:
         for attempt in range(1, PORT_ATTEMPTS + 1):
             chosen = self._port is None
             if self._port is None:
-                self._port = free_port()
+                self._port = free_port(self.host)
             try:
                 self._launch(self._port)
                 return
@@ -166,7 +164,7 @@ class Ganesha:
     def answers(self, timeout: float = 1.0) -> bool:
         """Whether an NFSv4 NULL call is answered within `timeout` seconds."""
         try:
-            with socket.create_connection((HOST, self.port), timeout) as connection:
+            with socket.create_connection((self.host, self.port), timeout) as connection:
                 connection.sendall(_NULL_CALL)
                 reply = connection.recv(64)
         except OSError:
@@ -180,7 +178,7 @@ class Ganesha:
     def _launch(self, port: int) -> None:
         (self.home / "recovery").mkdir(parents=True, exist_ok=True)
         config = self.home / "ganesha.conf"
-        config.write_text(configuration(self.exports, port, self.home / "recovery"))
+        config.write_text(configuration(self.exports, self.host, port, self.home / "recovery"))
         (self.home / "ganesha.log").unlink(missing_ok=True)
         arguments = (
             "-F",
@@ -214,13 +212,13 @@ class Ganesha:
             raise ServerFailed("\n".join(refused))
 
 
-def configuration(exports: Sequence[Export], port: int, recovery: Path) -> str:
+def configuration(exports: Sequence[Export], host: str, port: int, recovery: Path) -> str:
     """ganesha.conf(5). Values are quoted: a pytest directory may hold brackets."""
     blocks = [
         f"""\
 NFS_CORE_PARAM {{
     Protocols = 4;
-    Bind_addr = {HOST};
+    Bind_addr = {host};
     NFS_Port = {port};
     Enable_NLM = false;
     Enable_RQUOTA = false;
@@ -251,6 +249,7 @@ EXPORT {{
     SecType = sys;
     Protocols = 4;
     Transports = TCP;
+    Attr_Expiration_Time = {export.cache_seconds};
     FSAL {{ Name = VFS; }}
 }}
 """
@@ -258,8 +257,8 @@ EXPORT {{
     return "".join(blocks)
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

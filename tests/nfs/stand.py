@@ -135,7 +135,9 @@ class Stand:
 
     # -- objects --------------------------------------------------------------------------------------------------
 
-    def export(self, name: str, replicas: Mapping[str, Path], *, servers: Mapping[str, str] | None = None, **spec: Any) -> str:
+    def export(
+        self, name: str, replicas: Mapping[str, Path], *, servers: Mapping[str, str] | None = None, **spec: Any
+    ) -> str:
         """An NFSExport; `replicas` maps names to mountPaths, `servers` to `server:path`, if anybody mounts them.
 
         Capacity is fixed and the reserve is nothing, so that no test depends on the machine's disk. A class of the

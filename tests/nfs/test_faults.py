@@ -235,7 +235,9 @@ def test_a_disk_below_its_reserve_takes_no_new_claim_and_says_so(stand: Stand, d
     stand.export("disk", {"a": disk.path}, reserve="50%", capacity="16Mi")
     stand.start_controller().ready("disk")
     ballast = disk.fill(leave=4 * MIB)
-    eventually(lambda: stand.daemon.registry is not None and stand.daemon.registry.rooms()[0].available < 5 * MIB, "seen")
+    eventually(
+        lambda: stand.daemon.registry is not None and stand.daemon.registry.rooms()[0].available < 5 * MIB, "seen"
+    )
     waiting = stand.claim("disk")
     stand.event(waiting, "ProvisioningFailed", "export disk", "really free", "spec.reserve")
     assert entries(disk.path) == {"lost+found", "ballast"}
@@ -243,9 +245,7 @@ def test_a_disk_below_its_reserve_takes_no_new_claim_and_says_so(stand: Stand, d
     stand.bound(waiting)
 
 
-def test_a_disk_that_turns_read_only_delays_its_claims_until_it_is_writable(
-    stand: Stand, disk: LoopFileSystem
-) -> None:
+def test_a_disk_that_turns_read_only_delays_its_claims_until_it_is_writable(stand: Stand, disk: LoopFileSystem) -> None:
     stand.local_export("well")
     stand.export("disk", {"a": disk.path})
     stand.start_controller().ready("disk", "well")

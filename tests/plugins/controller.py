@@ -40,6 +40,10 @@ _SAMPLE = re.compile(r"(?m)^([a-z_]+)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'([a-z_]+)="((?:[^"\\]|\\.)*)"')
 
 
+class Ended(Exception):
+    """The controller ended although nobody asked it to; the message ends with its log."""
+
+
 class Controller:
     """One controller process; `start` and `kill` as often as a test likes. Not thread-safe."""
 
@@ -163,6 +167,11 @@ class Controller:
         """To the whole group: SIGSTOP is a machine that pauses, SIGCONT one that goes on."""
         os.killpg(self.pid, number)
 
+    def require_running(self) -> None:
+        """Raises Ended when it is not: nothing that is waited for will come any more."""
+        if (code := self.exit_code) is not None:
+            raise Ended(f"the controller ended with {code}:\n{self.tail()}")
+
     # -- what it says -------------------------------------------------------------------------------------------------
 
     @property
@@ -221,8 +230,7 @@ class Controller:
         """Poll the condition; the failure shows the end of the log. Fails at once when the process ended."""
         end = time.monotonic() + seconds
         while not condition():
-            code = self.exit_code
-            assert code is None, f"{what}: the controller ended with {code}:\n{self.tail()}"
+            self.require_running()
             assert time.monotonic() < end, f"{what} after {seconds:g} s:\n{self.tail()}"
             time.sleep(0.05)
 

@@ -270,6 +270,29 @@ def test_the_service_proxy_says_when_nobody_is_there(api: Client) -> None:
         api.get(f"{services}/status/proxy/").refused(503, "ServiceUnavailable", "error trying to reach service")
 
 
+def test_the_service_proxy_survives_a_backend_that_speaks_no_http(api: Client) -> None:
+    services = "/api/v1/namespaces/default/services"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        annotations = {"demo.nfs-provisioner.io/target": f"127.0.0.1:{listener.getsockname()[1]}"}
+        spec = {"ports": [{"port": 8080}]}
+        api.post(services, {"metadata": {"name": "status", "annotations": annotations}, "spec": spec}).ok()
+
+        def babble() -> None:
+            for words in (b"", b"220 mail.example.com\r\n\r\n", b"HTTP/1.1\r\n\r\n"):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(words)
+
+        thread = Thread(target=babble)
+        thread.start()
+        codes = [api.get(f"{services}/status/proxy/").code for _ in range(3)]
+        thread.join()
+    assert codes == [503, 503, 503]
+    api.patch(f"{services}/status", {"metadata": {"annotations": {"demo.nfs-provisioner.io/target": "nowhere"}}}).ok()
+    api.get(f"{services}/status/proxy/").refused(503, "ServiceUnavailable", "not host:port")
+
+
 def test_a_service_without_ready_endpoints_is_unavailable(api: Client) -> None:
     services = "/api/v1/namespaces/default/services"
     api.post(services, {"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}}).ok()

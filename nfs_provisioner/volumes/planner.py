@@ -1,0 +1,166 @@
+"""Plans new volumes: export, directory, record; reserves name and space until the plan is carried out or dropped.
+
+In memory only: nothing here touches the API server or an export.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from nfs_provisioner.config import StorageClassSpec, parse_class
+from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
+from nfs_provisioner.export.paths import ClaimNames, resolve
+from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.volumes.decisions import Situation, choose_export, frozen_policy
+from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, JsonObject
+from nfs_provisioner.volumes.registry import Registry
+
+SLOWLY = 60.0  # seconds between tries of what only a person can mend, outside the API
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A new volume, decided: where it goes and what is recorded first."""
+
+    export: Export
+    record: VolumeRecord
+    storage_class: StorageClassSpec
+    restore_from: str | None
+
+    @property
+    def directory(self) -> str:
+        """Where the volume will be in the end."""
+        return self.record.target or self.record.directory
+
+
+class Planner:
+    """`plan` decides once for each volume; `finish` and `drop` end the plan. Thread-safe."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        find_class: Callable[[str], JsonObject | None],
+        provisioner: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._find_class = find_class
+        self._provisioner = provisioner
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._plans: dict[str, Plan] = {}
+        self._began: dict[str, float] = {}
+        self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._began
+
+    def plan(self, s: Situation) -> Plan:
+        """Where the volume goes: the name and the space are reserved from here on."""
+        with self._lock:
+            plan = self._plans.get(s.name)
+        if plan is not None and self._registry.get(plan.export.name) is plan.export:
+            return plan
+        assert s.claim is not None
+        self._began.setdefault(s.name, self._clock())
+        made = self._begun(s) or self._new(s, s.claim)
+        with self._lock:
+            self._plans[s.name] = made
+        return made
+
+    def finish(self, name: str) -> float:
+        """The plan was carried out (or nothing is due any more). Seconds since it was first thought of."""
+        with self._lock:
+            self._plans.pop(name, None)
+            return self._clock() - self._began.pop(name, self._clock())
+
+    def drop(self, name: str) -> None:
+        """Give the reservation back, unless something of it is on disk already. The time goes on counting."""
+        with self._lock:
+            plan = self._plans.pop(name, None)
+        if plan is not None and plan.export.catalog.get(name) is plan.record:
+            plan.export.catalog.drop(name)
+
+    def _begun(self, s: Situation) -> Plan | None:
+        """An earlier attempt left a record: its export and its directory stay."""
+        export = self._registry.get(s.export) if s.export is not None else None
+        if s.record is None or export is None or s.claim is None:
+            return None
+        return Plan(export, s.record, self._class(s.claim.storage_class), s.record.origin)
+
+    def _new(self, s: Situation, claim: Claim) -> Plan:
+        storage_class = self._class(claim.storage_class)
+        wanted = claim.annotations.get(RESTORE_ARCHIVE)
+        if wanted:
+            export, archive = self._archive(wanted, claim)
+            record = _record(s.name, claim, storage_class, archive.pv)
+        else:
+            export = self._room(claim, storage_class)
+            record = _record(s.name, claim, storage_class, None)
+        try:
+            export.catalog.reserve(record, limit=None if wanted else export.room().limit)
+        except Infeasible as error:  # the other volume may go one day, and nobody tells us
+            raise RetryLater(error.message, after=SLOWLY) from error
+        return Plan(export, record, storage_class, record.origin)
+
+    def _room(self, claim: Claim, storage_class: StorageClassSpec) -> Export:
+        room = choose_export(claim, storage_class, self._registry.rooms())
+        export = self._registry.get(room.spec.name)
+        if export is None:
+            raise RetryLater(f"NFSExport {room.spec.name} is gone")
+        return export
+
+    def _archive(self, name: str, claim: Claim) -> tuple[Export, VolumeRecord]:
+        for export in self._registry.all():
+            record = export.catalog.archive_named(name)
+            if record is None:
+                continue
+            if record.claim.namespace != claim.namespace:
+                break  # somebody else's: the answer is the same as for one that does not exist
+            if record.requested > claim.requested:
+                raise Infeasible(
+                    f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; "
+                    "ask for more"
+                )
+            return export, record
+        unread = [export.name for export in self._registry.all() if not export.ready]
+        hint = f" (not readable now: {', '.join(unread)})" if unread else ""
+        problem = f"there is no archive {name!r} of namespace {claim.namespace!r}{hint}; see 'nfs-provisioner archives'"
+        if unread:
+            raise RetryLater(problem)
+        raise Infeasible(problem)
+
+    def _class(self, name: str) -> StorageClassSpec:
+        raw = self._find_class(name)
+        if raw is None:
+            raise RetryLater(f"StorageClass {name!r} does not exist (any more); the claim waits for it")
+        known = self._parsed.get(name)
+        if known is None or known[0] is not raw:
+            known = self._parsed[name] = (raw, parse_class(raw))
+        spec = known[1]
+        if spec.provisioner != self._provisioner:
+            raise InvalidInput(
+                f"StorageClass {name!r} names provisioner {spec.provisioner!r}, not {self._provisioner!r}"
+            )
+        return spec
+
+
+def _record(name: str, claim: Claim, storage_class: StorageClassSpec, restore_from: str | None) -> VolumeRecord:
+    names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
+    return VolumeRecord(
+        pv=name,
+        tree=uuid4().hex,
+        claim=claim.ref,
+        directory=resolve(storage_class.parameters.path_pattern, names, name),
+        state=State.CREATING,
+        requested=claim.requested,
+        policy=frozen_policy(storage_class.parameters),
+        storage_class=storage_class.name,
+        origin=restore_from,
+    )
