@@ -132,7 +132,8 @@ def _archive_verbs(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nfs_provisioner.daemon import Daemon, configure_logging
+    from nfs_provisioner.daemon import Daemon
+    from nfs_provisioner.process import configure_logging
 
     config = load_controller_config(options.config) if options.config else ControllerConfig()
     configure_logging(config)

@@ -7,10 +7,8 @@ its lease ends: the next one starts clean.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import socket
 import threading
 import time
@@ -34,6 +32,7 @@ from nfs_provisioner.kube.reflector import Reflector
 from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.metrics import Metrics
 from nfs_provisioner.overview import overview, snapshot
+from nfs_provisioner.process import configure_logging, own_namespace
 from nfs_provisioner.replication.mirror import Mirror
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.exports import Export, Services
@@ -48,7 +47,6 @@ LEASE_NAME = "nfs-provisioner"
 CONFIG_POLL = 5.0  # seconds between looks at the configuration file
 QUIET_AFTER = 0.25  # seconds without work after which a burst counts as over
 STUCK = 60.0  # seconds without a turn, with work waiting, after which the process is not healthy
-_SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 Ending = Literal["stopped", "lost", "reload"]
 
@@ -429,34 +427,3 @@ def _class_from(raw: JsonObject) -> JsonObject:
         "metadata": {"name": raw["metadata"]["name"]},
         **{key: raw[key] for key in keys if key in raw},
     }
-
-
-def own_namespace() -> str:
-    """The namespace this process runs in: $POD_NAMESPACE, the ServiceAccount's, or nfs-provisioner."""
-    if os.environ.get("POD_NAMESPACE"):
-        return os.environ["POD_NAMESPACE"]
-    if _SERVICE_ACCOUNT_NAMESPACE.exists():
-        return _SERVICE_ACCOUNT_NAMESPACE.read_text().strip()
-    return "nfs-provisioner"
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
-
-
-def configure_logging(config: ControllerConfig) -> None:
-    """One line an entry on stderr, as text or JSON."""
-    handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if config.log.format == "json" else text)
-    logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
-    logging.getLogger("urllib3").setLevel(logging.WARNING)  # a line a request says nothing that the metrics do not

@@ -56,7 +56,9 @@ class WebServer:
 
         self._server = ThreadingHTTPServer((bind, port), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: self._server.serve_forever(poll_interval=0.1), name="http", daemon=True
+        )  # the interval is how long `stop` may take
 
     @property
     def port(self) -> int:

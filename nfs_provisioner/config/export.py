@@ -7,6 +7,7 @@ controller's mount root): whoever holds one need not check again.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -189,6 +190,12 @@ def _replication(fields: Fields) -> ReplicationSpec:
         trash_retention=fields.optional("trashRetention", parse_duration, 86400.0),
     )
     fields.finish()
+    if spec.max_lag < spec.interval:
+        fields.problems.add(
+            fields.place.at("maxLag"),
+            f"{spec.max_lag:g}s is shorter than interval ({spec.interval:g}s): the standby would always be too old; "
+            "write a longer one",
+        )
     return spec
 
 
@@ -196,13 +203,25 @@ def _check_addresses(export: ExportSpec, spec: Fields) -> None:
     if export.service and export.address:
         message = f"{shown(export.address)} stands beside service; write one of them: PVs can name only one server"
         spec.problems.add(spec.place.at("address"), message)
+    if export.service is None:
+        return
+    families = set()
     for index, replica in enumerate(export.replicas):
-        if export.service:
-            try:
-                ip_address(replica.server)
-            except InvalidInput as error:
-                message = f"{error.message} (with service, the address goes into an EndpointSlice)"
-                spec.problems.add(spec.place.at("replicas").at(index).at("server"), message)
+        place = spec.place.at("replicas").at(index).at("server")
+        try:
+            address = ipaddress.ip_address(ip_address(replica.server))
+        except InvalidInput as error:
+            spec.problems.add(place, f"{error.message} (with service, the address goes into an EndpointSlice)")
+            continue
+        families.add(address.version)
+        if address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast:
+            message = (
+                f"{shown(replica.server)} cannot be reached from other machines; an EndpointSlice must not name it"
+            )
+            spec.problems.add(place, message)
+    if len(families) > 1:
+        message = "one server is IPv4 and the other IPv6; an EndpointSlice holds one kind: write addresses of the same"
+        spec.problems.add(spec.place.at("replicas").at(1).at("server"), message)
 
 
 def _check_pair(export: ExportSpec, spec: Fields) -> None:

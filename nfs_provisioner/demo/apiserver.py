@@ -54,6 +54,8 @@ class EmbeddedApiServer:
         self._connections = Connections(_MAX_BODY, too_large)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        for resource in catalogue.all():
+            self._store.open(resource)
         for name in _FIRST_NAMESPACES:
             registry.create(NAMESPACES, "", {"metadata": {"name": name}})
 

@@ -111,6 +111,8 @@ class Registry:
 
     def _serve_definition(self, key: Key, definition: Json) -> Entry:
         self.catalogue.define(definition)
+        for served in from_definition(definition):
+            self.store.open(served)
         spec = definition["spec"]
         reached = {"lastTransitionTime": meta.now(), "status": "True"}
         accepted = {"reason": "NoConflicts", "message": "no conflicts found"}

@@ -47,11 +47,11 @@ class Change(NamedTuple):
 class _Kind:
     __slots__ = ("entries", "history", "keys", "latest", "oldest", "watchers")
 
-    def __init__(self) -> None:
+    def __init__(self, revision: int) -> None:
         self.entries: dict[Key, Entry] = {}
         self.keys: list[Key] = []  # sorted, as etcd lists
         self.history: deque[Change] = deque()
-        self.oldest = _FIRST  # changes up to and including this revision are forgotten
+        self.oldest = revision  # changes up to and including this revision are forgotten
         self.latest = 0  # the revision of the last change
         self.watchers: list[Callable[[Change], None]] = []
 
@@ -72,8 +72,13 @@ class Store:
     def _kind(self, resource: Resource) -> _Kind:
         kind = self._kinds.get(resource.key)
         if kind is None:
-            kind = self._kinds[resource.key] = _Kind()
+            # As a watch cache does: it knows nothing of before its first list.
+            kind = self._kinds[resource.key] = _Kind(self.revision)
         return kind
+
+    def open(self, resource: Resource) -> None:
+        """Begins the kind's history, if it has none yet: from now on every change is kept for watches."""
+        self._kind(resource)
 
     def get(self, resource: Resource, key: Key) -> Entry | None:
         return self._kind(resource).entries.get(key)

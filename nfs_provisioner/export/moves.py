@@ -206,7 +206,8 @@ def _put(
                     os.rename(slot, name, src_dir_fd=store.work, dst_dir_fd=parent)
                 except OSError:
                     with contextlib.suppress(OSError):
-                        os.rmdir(name, dir_fd=parent)  # or the next try would find it taken, and leave it for ever
+                        if _slot_of(store, record) == slot:  # it did not land after all
+                            os.rmdir(name, dir_fd=parent)  # or the next try would find it taken, and leave it for ever
                     raise
                 if "/" in record.target:
                     os.fsync(parent)  # the root itself is synced by `finish`

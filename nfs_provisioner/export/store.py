@@ -111,7 +111,7 @@ class Store:
             fs.make_directory(self.control, name, 0o700)
         directories = {name: os.open(name, fs._DIRECTORY, dir_fd=self.control) for name in _SUBDIRECTORIES}
         self.volumes, self.works, self.trash = directories["volumes"], directories["work"], directories["trash"]
-        self.lost = directories["lost"]
+        self.lost, self.sync = directories["lost"], directories["sync"]
         self.volumes_sync = fs.GroupSync(self.volumes)
         self._start_term(term)
         if identity != self.identity:
@@ -123,7 +123,7 @@ class Store:
 
     def close(self) -> None:
         """Give the descriptors back. Only for a store that is replaced; calls under way fail."""
-        for name in ("root", "control", "volumes", "works", "work", "trash", "lost"):
+        for name in ("root", "control", "volumes", "works", "work", "trash", "lost", "sync"):
             fd = getattr(self, name, None)
             if fd is not None:
                 os.close(fd)

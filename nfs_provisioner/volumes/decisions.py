@@ -101,7 +101,7 @@ def _without_volume(s: Situation) -> Decision:
 
 
 def _lost(record: VolumeRecord | None, claim: Claim) -> Decision:
-    if record is None or record.state not in (State.LIVE, State.ORPHANED, State.RETAINED):
+    if record is None or record.state in (*_GOING, State.ARCHIVED, State.DELETED):
         return Decision("idle", f"claim {claim} is Lost and no record of {claim.volume} is left to give it back")
     if record.claim.uid != claim.uid:
         return Decision("idle", f"claim {claim} is Lost; {claim.volume} is recorded for another claim, {record.claim}")
@@ -121,16 +121,16 @@ def _with_volume(s: Situation, volume: Volume) -> Decision:
         return Decision("release", "the PV was deleted before it was bound, and its claim is gone")
     if volume.phase == "Released":
         return _released(s, volume)
-    if volume.deleting:
-        return Decision("idle", "the PV is being deleted, but its claim lives: its data is not touched (H58)")
     if volume.phase not in ("Bound", "Available"):
         return Decision("idle", f"the PV is {volume.phase}")
+    if record is not None and record.state in (State.CREATING, State.RESTORING, State.ORPHANED, State.RETAINED):
+        return Decision("make-live", f"the PV exists; the record still says {record.state}")
+    if volume.deleting:
+        return Decision("idle", "the PV is being deleted, but its claim lives: its data is not touched (H58)")
     if record is None:
         return Decision("idle", f"no record of {s.name} on any export that can be read now")
     if record.state in _GOING:
         return Decision("idle", f"the record says {record.state} although the PV is {volume.phase}; left to a person")
-    if record.state in (State.CREATING, State.RESTORING, State.ORPHANED, State.RETAINED):
-        return Decision("make-live", f"the PV exists; the record still says {record.state}")
     if volume.policy == "Delete" and not volume.owned:
         return Decision("hold", "reclaim policy Delete: the PV waits for us before it goes")
     if volume.policy != "Delete" and volume.owned:

@@ -26,6 +26,7 @@ from nfs_provisioner.export.replica import WORKER_COMMAND, Replica
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.volumes import requests
 from nfs_provisioner.volumes.decisions import Room
+from nfs_provisioner.volumes.retention import Retention, age
 from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class Export:
         self._problems: list[str] = []
         self._unmanaged: int | None = None
         self._handled = seen.handled
-        self._archived_since: dict[str, float] = {}
+        self._retention = Retention(services.clock)
         self._reachable: dict[str, bool] = {}
         self._wake = threading.Event()
         self._stopped = False
@@ -225,8 +226,8 @@ class Export:
             self._accepted = None
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
-            self.catalog.fill(loaded.records, age=_age)
-            self._archived_since = {}
+            self.catalog.fill(loaded.records, age=age)
+            self._retention = Retention(self._services.clock)
             self._problems = loaded.problems
             self._active = attachment
         elif self._active is not None:
@@ -393,23 +394,12 @@ class Export:
                 attachment.note_members(wanted)
 
     def _purge_old_archives(self) -> None:
-        """Retention, by two clocks and only after this leader has seen the archive for a while (H56)."""
-        now = self._services.clock()
-        due: list[VolumeRecord] = []
-        for record in self.catalog.all():
-            keep = record.policy.archive_retention
-            if record.state is not State.ARCHIVED or keep is None:
-                self._archived_since.pop(record.pv, None)
-                continue
-            seen_for = now - self._archived_since.setdefault(record.pv, now)
-            if seen_for >= min(keep, 3600.0) and _age(record) >= keep:
-                due.append(record)
+        due = self._retention.due(self.catalog.in_state(State.ARCHIVED), time.time())
         if not due:
             return
         server_now = float(self.call("server_time"))
         for record in due:
-            keep = record.policy.archive_retention or 0.0
-            if server_now - _moment(record.since) >= keep:
+            if Retention.over(record, server_now):
                 self.purge(record)
             else:
                 log.warning(
@@ -460,15 +450,6 @@ class Export:
             raise InvalidInput(f"there is no archive {asked.name!r} on export {self.name}")
         self.purge(record)
         return f"archive {record.directory} of claim {record.claim} was deleted"
-
-
-def _moment(since: str) -> float:
-    return datetime.fromisoformat(since).timestamp()
-
-
-def _age(record: VolumeRecord) -> float:
-    """Seconds since the record's last change of state, by this machine's clock."""
-    return datetime.now(UTC).timestamp() - _moment(record.since)
 
 
 def _now() -> str:

@@ -233,6 +233,17 @@ def test_a_watch_of_a_custom_kind(things: Things) -> None:
     assert types == ["ADDED", "MODIFIED"]
 
 
+def test_h18_a_watch_from_too_long_ago_is_an_error_event(things: Things) -> None:
+    """HTTP says 200; the 410 comes as an event, and the stream ends. (The cache of a new kind has a short memory.)"""
+    with things.world.api.watch(things.path, resourceVersion="1", timeoutSeconds=30) as running:
+        assert running.response.status == 200
+        events = list(running)
+    assert [event["type"] for event in events] == ["ERROR"]
+    status = events[0]["object"]
+    assert (status["kind"], status["code"], status["reason"]) == ("Status", 410, "Expired")
+    assert "too old resource version" in status["message"]
+
+
 def test_a_status_that_etcd_does_not_take(things: Things) -> None:
     things.make()
     assert things.patch({"status": {"text": "x" * 1_390_000}}, "/status")

@@ -150,17 +150,6 @@ def test_without_asking_no_bookmarks_come(world: World) -> None:
         assert list(running) == []
 
 
-def test_a_version_that_is_too_old_is_an_error_event(world: World) -> None:
-    """H18: HTTP says 200; the 410 comes as an event, and the stream ends."""
-    running = watch(world, "1")
-    assert running.response.status == 200
-    events = list(running)
-    assert [event["type"] for event in events] == ["ERROR"]
-    status = events[0]["object"]
-    assert (status["kind"], status["code"], status["reason"]) == ("Status", 410, "Expired")
-    assert "too old resource version" in status["message"]
-
-
 def test_a_version_from_the_future_waits(world: World) -> None:
     running = watch(world, "999999999999", timeout=1)
     put(world, "a", "1")

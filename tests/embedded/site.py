@@ -266,13 +266,10 @@ class Site:
             controller.stop()
         return cut
 
-    @contextmanager
-    def binder_paused(self) -> Iterator[None]:
+    def pause_binder(self) -> None:
         """kube-controller-manager is away: nothing is bound, released or let go of."""
         self.server._in_loop(self.server._controllers.stop)
-        try:
-            yield
-        finally:
-            self.server._in_loop(self.server._controllers.start)
 
-
+    def resume_binder(self) -> None:
+        """It is back, and goes on with what happened meanwhile."""
+        self.server._in_loop(self.server._controllers.start)

@@ -39,19 +39,28 @@ from tests.plugins.packages import require_root
 
 pytestmark = pytest.mark.nfs
 
+#: A deadline that a busy machine does not reach by being slow.
+UNHURRIED = 8.0
+
 MakeHanging = Callable[[str, str], HangingDirectory]
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product's own rules with shorter times: what is waited for here is that things happen, not how late."""
-    monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", CALL_DEADLINE)
+    give_calls_up_after(CALL_DEADLINE, monkeypatch)
     monkeypatch.setattr(workqueue.exponential, "__defaults__", (0.1, 1.0))
     monkeypatch.setattr(attachment, "FIRST_PAUSE", 0.2)
     monkeypatch.setattr(attachment, "LONGEST_PAUSE", 1.0)
     monkeypatch.setattr(exports, "FIRST_LOOK", 1.0)
     monkeypatch.setattr(decisions, "LOOK_AGAIN", 0.5)
     monkeypatch.setattr(mirror, "LONGEST_PAUSE", 1.0)
+
+
+def give_calls_up_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the deadline of every call on a replica that names no other."""
+    assert Replica.call.__kwdefaults__ is not None
+    monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", seconds)
 
 
 @pytest.fixture
@@ -101,17 +110,21 @@ def test_h33_h36_a_replica_that_hangs_from_the_start_delays_nobody_else(stand: S
     assert eventually(lambda: has_exactly(sick.backing, volumes), "the sick export has what its PVs name")
 
 
-def test_h33_a_replica_that_hangs_while_volumes_are_made(stand: Stand, hanging: MakeHanging) -> None:
+def test_h33_a_replica_that_hangs_while_volumes_are_made(
+    stand: Stand, hanging: MakeHanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_calls_up_after(UNHURRIED, monkeypatch)
     sick = hanging("sick", "a")
     stand.local_export("well")
     stand.export("sick", {"a": sick.path})
     stand.start_controller().ready("sick", "well")
+    hung = stand.worker("sick", "a")
     sick.hang(only={"mkdir"})
     # More than there are workers and connections: none of them may be one that others need.
     waiting = stand.claims("sick", 15)
     sick.wait_for_hung_call()
     stand.bound(*stand.claims("well", 20))
-    assert sick.waiting() > 0
+    assert stand.worker("sick", "a") == hung and sick.waiting() > 0  # the others did not even wait for its deadline
     assert {stand.phase(name) for name in waiting} == {"Pending"}
     stand.replica_says("sick", "a", "no answer to")
     stand.event(waiting[0], "ProvisioningFailed", "replica a", "no answer to")
@@ -122,7 +135,10 @@ def test_h33_a_replica_that_hangs_while_volumes_are_made(stand: Stand, hanging: 
     assert eventually(lambda: has_exactly(sick.backing, volumes), "the export has what its PVs name")
 
 
-def test_h33_a_hanging_standby_delays_no_claim_of_its_partner(stand: Stand, hanging: MakeHanging) -> None:
+def test_h33_a_hanging_standby_delays_no_claim_of_its_partner(
+    stand: Stand, hanging: MakeHanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_calls_up_after(UNHURRIED, monkeypatch)
     standby = hanging("pair", "b")
     active = stand.exports / "pair" / "a"
     active.mkdir()
@@ -130,11 +146,13 @@ def test_h33_a_hanging_standby_delays_no_claim_of_its_partner(stand: Stand, hang
     stand.start_controller().ready("pair")
     before = stand.bound(*stand.claims("pair", 3))
     assert eventually(lambda: has_exactly(standby.backing, before), "the standby follows")
+    hung = stand.worker("pair", "b")
     standby.hang()
+    standby.wait_for_hung_call()
     during = stand.bound(*stand.claims("pair", 20))
     stand.delete(*before[:2])
     stand.gone(*before[:2])
-    standby.wait_for_hung_call()
+    assert stand.worker("pair", "b") == hung  # nobody waited for its deadline
     stand.replica_says("pair", "b", "no answer to")
     stand.says("pair", "Degraded", "replica b", "no answer to")
     assert entries(standby.backing) == {directory_of(volume) for volume in before}  # and it has not followed
@@ -209,7 +227,8 @@ def test_a_refusal_reaches_its_claim_and_leaves_nothing_behind(
         assert entries(directory.backing) == set(), export
         assert leftovers(directory.backing) == [], export
         if operations is not CHANGES:  # where nothing can be changed, nothing can be taken back
-            assert records(directory.backing) == {}, export
+            # Each new try writes one first, and takes it back.
+            assert eventually(lambda d=directory: records(d.backing) == {}, export)  # type: ignore[misc]
         directory.release()
     for export, directory in sick.items():
         volumes = stand.bound(waiting[export])
@@ -235,9 +254,7 @@ def test_a_disk_below_its_reserve_takes_no_new_claim_and_says_so(stand: Stand, d
     stand.export("disk", {"a": disk.path}, reserve="50%", capacity="16Mi")
     stand.start_controller().ready("disk")
     ballast = disk.fill(leave=4 * MIB)
-    eventually(
-        lambda: stand.daemon.registry is not None and stand.daemon.registry.rooms()[0].available < 5 * MIB, "seen"
-    )
+    eventually(lambda: stand.overview("disk")["available"] < 5 * MIB, "the controller has seen it")
     waiting = stand.claim("disk")
     stand.event(waiting, "ProvisioningFailed", "export disk", "really free", "spec.reserve")
     assert entries(disk.path) == {"lost+found", "ballast"}
@@ -287,7 +304,7 @@ def test_h62_a_squashed_root_is_named_at_once_and_refused_where_it_matters(stand
 
 
 @pytest.mark.parametrize("means", ["symlink", "bind"])
-def test_two_replicas_on_one_directory_are_refused(stand: Stand, tmp_path: Path, means: str) -> None:
+def test_two_replicas_on_one_directory_are_refused(stand: Stand, means: str) -> None:
     active, again = stand.exports / "twice" / "a", stand.exports / "twice" / "b"
     active.mkdir(parents=True)
     with ExitStack() as mounts:
@@ -304,9 +321,7 @@ def test_two_replicas_on_one_directory_are_refused(stand: Stand, tmp_path: Path,
         stand.stop_controller()
 
 
-def test_two_replicas_that_are_two_mounts_of_one_directory_are_no_pair(
-    stand: Stand, hanging: MakeHanging, tmp_path: Path
-) -> None:
+def test_two_replicas_that_are_two_mounts_of_one_directory_are_no_pair(stand: Stand, hanging: MakeHanging) -> None:
     active = hanging("twice", "a")
     # As the same server under two names: nothing in stat(2) tells that these are one directory.
     with HangingDirectory(active.backing, stand.exports / "twice" / "b") as again:
@@ -425,7 +440,7 @@ def test_h14_a_large_volume_is_removed_while_claims_and_deletions_go_on(stand: S
     stand.storage_class("fleeting", export="slow", onDelete="delete")
     stand.start_controller().ready("slow")
     large, small = stand.bound(stand.claim("fleeting"), stand.claim("fleeting"))
-    for part in range(20):
+    for part in range(5):
         directory = slow.backing / directory_of(large) / str(part)
         directory.mkdir()
         for number in range(1000):
