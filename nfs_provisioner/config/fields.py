@@ -21,6 +21,8 @@ from nfs_provisioner.errors import InvalidInput
 API_VERSION = "nfs-provisioner.io/v1alpha1"
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+# Kubernetes bounds the whole of a subdomain (253 characters), not its labels.
+_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _LONGEST_PATH = 1024
 _LONGEST_COMPONENT = 255
@@ -217,17 +219,17 @@ def object_name(longest: int = 253) -> Convert[str]:
     """RFC 1123 subdomain: what Kubernetes takes for the name of most objects."""
 
     def convert(value: object) -> str:
+        if isinstance(value, str) and len(value) > longest:
+            raise InvalidInput(f"{shown(value)} has {len(value)} characters; write a name of at most {longest}")
         if not isinstance(value, str) or not _is_subdomain(value):
             raise InvalidInput(f"{shown(value)} is not an object's name; write lower-case letters, digits, '-' and '.'")
-        if len(value) > longest:
-            raise InvalidInput(f"{shown(value)} has {len(value)} characters; write a name of at most {longest}")
         return value
 
     return convert
 
 
 def _is_subdomain(value: str) -> bool:
-    return len(value) <= 253 and all(_DNS_LABEL.fullmatch(label) for label in value.split("."))
+    return len(value) <= 253 and _SUBDOMAIN.fullmatch(value) is not None
 
 
 def is_qualified_name(value: str) -> bool:

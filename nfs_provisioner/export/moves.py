@@ -115,7 +115,7 @@ def leave_to_successor(store: Store, record: VolumeRecord) -> None:
     if record.origin is None:
         return
     old = store.read(record.origin)
-    if old is not None and old.tree == record.tree and old.state in (State.ARCHIVED, State.RETAINED):
+    if old is not None and old.tree == record.tree and old.holds_directory:
         store.write(old.advanced(state=State.DELETED, successor=record.pv, since=store.now()))
 
 
@@ -145,15 +145,13 @@ def finish(
         record = _put(store, record, slot, avoid=avoid, owned=owned, fixed=fixed)
     store.root_sync.sync()
     store._remove_empty_parents(record.directory)
-    target = record.target or record.directory
-    here = record.directory if record.state is State.DELETING else target
-    done = store.write(
+    here = record.directory if record.state is State.DELETING else record.target
+    assert here is not None
+    return store.write(
         record.advanced(
             state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
         )
     )
-    store.unrecorded_trash.discard(target.rsplit("/", 1)[-1])
-    return done
 
 
 def on_its_way(store: Store, record: VolumeRecord) -> bool:
@@ -192,7 +190,6 @@ def _put(
     assert record.target is not None
     if record.state is State.DELETING:
         store.guard()
-        store.unrecorded_trash.add(record.target.rsplit("/", 1)[1])
         os.rename(slot, record.target.rsplit("/", 1)[1], src_dir_fd=store.work, dst_dir_fd=store.trash)
         os.fsync(store.trash)
         return record

@@ -39,7 +39,7 @@ def take(store: Store, step: Step) -> VolumeRecord | None:
         store.forget(active.pv)
         return None
     mine = _settled(store, active)
-    if step.kind == "remove":
+    if active.state is State.DELETED:
         return _remove(store, mine, active)
     if mine is not None and mine.state is not State.CREATING:
         if mine.directory != active.directory:

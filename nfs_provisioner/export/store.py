@@ -72,7 +72,6 @@ class Store:
         self._counter = iter(range(1, 1 << 62)).__next__
         self._identity_lock = threading.Lock()
         self.archives = threading.Lock()  # held while an archive is restored or purged
-        self.unrecorded_trash: set[str] = set()  # lies in trash, and its record does not say so yet
         self.root_sync = fs.GroupSync(self.root)
 
     # -- identity -----------------------------------------------------------------------------------------------
@@ -326,6 +325,7 @@ class Store:
             made = fs.make_directory(parent, name, 0o700)
             try:
                 if not made and not may_exist:
+                    self.forget(record.pv)
                     raise Infeasible(
                         f"{record.directory!r} exists already on this export and no record says whose it is; "
                         "it is left alone. Choose another pathPattern, or move it away."
@@ -372,6 +372,8 @@ class Store:
 
     def _take_back(self, record: VolumeRecord) -> None:
         with contextlib.suppress(OSError):  # the disk that just failed may fail again: the record stays, and is redone
+            if fs.inode_at(self.root, record.directory) is not None:
+                return
             self._remove_empty_parents(record.directory)
             self.forget(record.pv)
 
@@ -452,11 +454,17 @@ class Store:
 
     def empty_trash(self, stop: Callable[[], bool]) -> bool:
         """Remove what lies in trash, a piece at a time; False when `stop` ended it early."""
-        while names := [name for name in os.listdir(self.trash) if name not in self.unrecorded_trash]:
+        while names := [name for name in os.listdir(self.trash) if self._is_given_up(name)]:
             for name in names:  # again until nothing is left: deep trees leave their lower part beside them
                 if stop() or not fs.remove_tree(self.trash, name, stop=stop):
                     return False
         return True
+
+    def _is_given_up(self, name: str) -> bool:
+        """Whether the record that an entry of trash belongs to says so, too: until then a restart looks for it here."""
+        source = f"{name.rpartition('~')[0]}.json"
+        data = fs.read_file(self.volumes, source)
+        return data is None or records.decode_record(data, source=source, manifests=False).state is not State.DELETING
 
 
 def missing_directory(path: str, record: VolumeRecord, found: int | None) -> str:

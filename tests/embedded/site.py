@@ -108,11 +108,12 @@ class Site:
     def __init__(self, server: EmbeddedApiServer, directory: Path) -> None:
         self.server = server
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         self.kubeconfig = server.write_kubeconfig(directory / "kubeconfig")
         self.api = load(str(self.kubeconfig))
         self.mount_root = directory / "exports"
         self.root = self.mount_root / "web" / "a"
-        self.root.mkdir(parents=True)
+        self.root.mkdir(parents=True, exist_ok=True)
         self.api.create(NAMESPACE, {"metadata": {"name": "shop"}})
 
     # -- the cluster's objects ----------------------------------------------------------------------------------------

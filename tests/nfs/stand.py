@@ -35,7 +35,7 @@ VOLUMES = "/api/v1/persistentvolumes"
 REQUEST = "nfs-provisioner.io/request"
 DEADLINE = 40.0
 POLL = 0.2  # seconds between the controller's looks at a replica
-CALL_DEADLINE = 3.0  # seconds after which a worker that does not answer is given up; the product waits longer
+CALL_DEADLINE = 4.0  # seconds after which a worker that does not answer is given up; the product waits longer
 
 Found = TypeVar("Found")
 
@@ -129,6 +129,11 @@ class Stand:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
+
+    def overview(self, export: str) -> Json:
+        """What /api/status says of an export now; sizes in bytes."""
+        found: list[Json] = json.loads(self.http("/api/status")[1])["exports"]
+        return next(entry for entry in found if entry["name"] == export)
 
     def healthy(self) -> bool:
         return self.http("/healthz") == (200, "ok\n")

@@ -40,7 +40,7 @@ from tests.plugins.packages import require_root
 pytestmark = pytest.mark.nfs
 
 #: A deadline that a busy machine does not reach by being slow.
-UNHURRIED = 8.0
+UNHURRIED = 7.0
 
 MakeHanging = Callable[[str, str], HangingDirectory]
 

@@ -80,8 +80,11 @@ class World:
         self._stores.append(store)
         return store
 
-    def start(self) -> Store:
-        """What a new worker does first: look, activate with what it found, load, finish what was begun."""
+    def start(self, *, sound: bool = True) -> Store:
+        """What a new worker does first: look, activate with what it found, load, finish what was begun.
+
+        Without `sound`, moves that have to wait for something else may be left unfinished.
+        """
         store = self.opened()
         store.identity = store.facts().identity
         store.activate(store.identity or identity(self.replica), "term")
@@ -89,7 +92,7 @@ class World:
         assert unreadable == []
         if any(record.state in MOVING for record in loaded) or os.listdir(store.work):
             _, problems = moves.recover(store, loaded)
-            assert problems == []
+            assert problems == [] or not sound
         return store
 
     def stop(self) -> None:
