@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from nfs_provisioner import __version__, tables
+from nfs_provisioner import __version__, memory, tables
 from nfs_provisioner.config import ControllerConfig, check_files, load_controller_config
 from nfs_provisioner.errors import (
     EXIT_DONE,
@@ -99,29 +99,32 @@ def _kubeconfig(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kubeconfig", metavar="FILE", help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
 
 
-def _from_anywhere(parser: argparse.ArgumentParser) -> None:
+def _from_anywhere(
+    parser: argparse.ArgumentParser, *, output: str = "table", namespace: str = "nfs-provisioner"
+) -> None:
     _kubeconfig(parser)
-    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default=output)
     parser.add_argument(
         "--url", help="of a controller, such as http://127.0.0.1:8080, instead of the API server's proxy"
     )
     parser.add_argument(
-        "--controller-namespace", default="nfs-provisioner", metavar="NS", help="where the controller's Service is"
+        "--controller-namespace", default=namespace, metavar="NS", help="where the controller's Service is"
     )
 
 
 def _request_options(parser: argparse.ArgumentParser) -> None:
     _kubeconfig(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the request, write nothing")
+    parser.add_argument("--dry-run", action="store_true", default=False, help="print the request, write nothing")
 
 
 def _archive_verbs(parser: argparse.ArgumentParser) -> None:
     _from_anywhere(parser)
     below = parser.add_subparsers(metavar="list|purge")
-    listing = below.add_parser("list", help="the same")
+    # Without defaults of their own: `archives --kubeconfig X purge` must not fall back to another cluster.
+    listing = below.add_parser("list", help="the same", argument_default=argparse.SUPPRESS)
     listing.set_defaults(verb=_archives)
-    _from_anywhere(listing)
-    purge = below.add_parser("purge", help="delete an archive for good")
+    _from_anywhere(listing, output=argparse.SUPPRESS, namespace=argparse.SUPPRESS)
+    purge = below.add_parser("purge", help="delete an archive for good", argument_default=argparse.SUPPRESS)
     purge.add_argument("export", metavar="EXPORT")
     purge.add_argument("name", metavar="NAME")
     _request_options(purge)
@@ -137,6 +140,7 @@ def _run(options: argparse.Namespace) -> int:
 
     config = load_controller_config(options.config) if options.config else ControllerConfig()
     configure_logging(config)
+    memory.one_arena()
     try:
         daemon = Daemon(config, kubeconfig=options.kubeconfig, config_file=options.config)
     except OSError as error:

@@ -74,13 +74,15 @@ class Daemon:
         self._ending: Ending = "stopped"
         self._end = threading.Event()
         self._term = 0
+        self._lapsed = False
         self._lanes: set[str] = set()
+        self._exports_lock = threading.Lock()  # what the start read must not overtake what the watch brings
         self._threads: list[threading.Thread] = []
         self._last_turn = time.monotonic()
         self._lease_end = LeaseEnd()
         self.api: Api = load(kubeconfig, observe=self._observe_api)
         self.queue: WorkQueue[str] = WorkQueue(on_retry=lambda _lane: self.metrics.workqueue_retries_total.inc())
-        self.events = EventWriter(self.api, busy=self._busy)
+        self.events = EventWriter(self.api, busy=self._busy, may=lambda: self.leading)
         self.announcer = Announcer(self.events, self.metrics, config.provisioner)
         provisioners = frozenset({config.provisioner, *config.adopt_from})
         self.caches = Caches(
@@ -182,7 +184,7 @@ class Daemon:
             retry_period=settings.retry_period,
             on_started=self._started,
             on_stopped=self._lost,
-            on_until=self._lease_end.set,
+            on_until=self._act_until,
         )
 
     def check(self) -> None:
@@ -197,13 +199,27 @@ class Daemon:
             return self.registry is not None
         return self.registry is not None and self.elector.may_act(self._term)
 
+    def _act_until(self, moment: float) -> None:
+        # The elector goes on until it is stopped: what a lapsed term began must not go on in a later one.
+        self._lease_end.set(0.0 if self._lapsed else moment)
+
     def _started(self, term: int) -> None:
+        if self._lapsed or self._end.is_set():
+            return
         self._term = term
-        threading.Thread(target=self._lead, name="lead", daemon=True).start()
+        threading.Thread(target=self._lead_or_end, name="lead", daemon=True).start()
 
     def _lost(self) -> None:
+        self._lapsed = True
         if not self._end.is_set():
             log.warning("the lease is lost: ending")
+            self.stop("lost")
+
+    def _lead_or_end(self) -> None:
+        try:
+            self._lead()
+        except Exception:  # to hold the lease and do nothing would be worse than to end and be started again
+            log.exception("this controller leads, and could not begin")
             self.stop("lost")
 
     def _lead(self) -> None:
@@ -243,10 +259,11 @@ class Daemon:
             check=self.check,
         )
         self.events.start()
-        objects = self.exports.items()
-        self.registry.start(objects)
-        for obj in objects:
-            self._serve_lane(obj.name, self.config.workers)
+        with self._exports_lock:
+            objects = self.exports.items()
+            for obj in objects:
+                self._serve_lane(obj.name, self.config.workers)
+            self.registry.start(objects)
         self._serve_lane(DECIDE, 2)
         self._look_at_everything()
 
@@ -285,11 +302,15 @@ class Daemon:
                 self._look_at(claim.key)
 
     def _export_changed(self, key: str, _old: ExportObject | None, new: ExportObject | None) -> None:
-        if self.registry is None:
+        if self.registry is None or self.reconciler is None:
             return
-        self._serve_lane(key, self.config.workers)
-        if self.registry.changed(key, new):
+        with self._exports_lock:
+            self._serve_lane(key, self.config.workers)
+            changed = self.registry.changed(key, new)
+        if changed:
             self._look_at_waiting_claims()
+            for volume in self.caches.volumes.by_index(("export", "")):  # to be adopted
+                self._look_at(volume.name)
         if new is None:
             self.metrics.forget_export(key)
 
@@ -300,6 +321,8 @@ class Daemon:
             for record in export.catalog.all():
                 self._look_at(record.pv)
         self._look_at_everything()
+        if self.reconciler is not None:
+            self.reconciler.look_for_leftovers()
 
     def _look_at_waiting_claims(self) -> None:
         for claim in self.caches.claims.items():

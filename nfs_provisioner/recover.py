@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from nfs_provisioner.config import format_quantity
 from nfs_provisioner.errors import NfsProvisionerError, RefusedForSafety
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.records import (
@@ -93,7 +94,7 @@ def _volume(record: VolumeRecord) -> JsonObject:
         "namespace": record.claim.namespace,
         "name": record.claim.name,
     }
-    spec["capacity"] = {"storage": str(record.requested)}
+    spec["capacity"] = {"storage": format_quantity(record.requested)}
     return {**manifest, "spec": spec}
 
 
@@ -104,7 +105,7 @@ def _claim(record: VolumeRecord) -> JsonObject:
         "accessModes": pv["accessModes"],
         "storageClassName": pv["storageClassName"],
         **manifest.get("spec", {}),
-        "resources": {"requests": {"storage": str(record.requested)}},
+        "resources": {"requests": {"storage": format_quantity(record.requested)}},
         "volumeName": record.pv,
     }
     metadata = {**manifest.get("metadata", {}), "namespace": record.claim.namespace, "name": record.claim.name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich import box
@@ -9,20 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nfs_provisioner.config import rough_size as size
+
 JsonObject = dict[str, Any]
 _PHASE_STYLE = {"Ready": "green", "Degraded": "yellow", "Initializing": "yellow", "Diverged": "red", "Halted": "red"}
-
-
-def size(number: int | None) -> str:
-    """A size with three digits at the most; `-` when it is not known."""
-    if number is None:
-        return "-"
-    value, units = float(number), ("B", "Ki", "Mi", "Gi", "Ti", "Pi")
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{value:.0f}{unit}" if value >= 10 or value == int(value) else f"{value:.1f}{unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
 
 
 def _table(*columns: str) -> Table:
@@ -63,11 +54,16 @@ def exports(console: Console, status: JsonObject) -> None:
         if export["message"]:
             console.print(Text(f"{export['name']}: {export['message']}", style="yellow"))
         if export["unmanaged"]:
-            console.print(
-                f"{export['name']}: {export['unmanaged']} entries at its root belong to no volume; they are left alone"
-            )
+            count = export["unmanaged"]
+            what = "1 entry at its root belongs" if count == 1 else f"{count} entries at its root belong"
+            console.print(f"{export['name']}: {what} to no volume; left alone")
     if not status["exports"]:
         console.print("There is no NFSExport yet: kubectl explain nfsexport.spec")
+
+
+def _plain(*cells: str) -> Iterator[Text]:
+    """Names that tenants choose are no markup: `[/x]` in one must not break the table of all."""
+    return map(Text, cells)
 
 
 def volumes(console: Console, rows: list[JsonObject]) -> None:
@@ -76,13 +72,15 @@ def volumes(console: Console, rows: list[JsonObject]) -> None:
     for row in rows:
         state = row["phase"] if row["state"] == "live" and row["phase"] else row["state"]
         table.add_row(
-            row["namespace"],
-            row["claim"],
-            row["export"],
-            row["directory"],
-            size(row["requested"]),
-            state,
-            row["volume"],
+            *_plain(
+                row["namespace"],
+                row["claim"],
+                row["export"],
+                row["directory"],
+                size(row["requested"]),
+                state,
+                row["volume"],
+            )
         )
     console.print(table)
 
@@ -93,13 +91,15 @@ def archives(console: Console, rows: list[JsonObject]) -> None:
     for row in rows:
         kept = "for ever" if row["retention"] is None else f"{row['retention'] / 86400:g} days"
         table.add_row(
-            row["export"],
-            row["name"],
-            row["namespace"],
-            row["claim"],
-            row["state"],
-            row["since"],
-            size(row["requested"]),
-            kept,
+            *_plain(
+                row["export"],
+                row["name"],
+                row["namespace"],
+                row["claim"],
+                row["state"],
+                row["since"],
+                size(row["requested"]),
+                kept,
+            )
         )
     console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,7 +55,8 @@ class WebServer:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """Probes every few seconds are no news."""
 
-        self._server = ThreadingHTTPServer((bind, port), Handler)
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        self._server = type("Server", (ThreadingHTTPServer,), {"address_family": family})((bind, port), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(
             target=lambda: self._server.serve_forever(poll_interval=0.1), name="http", daemon=True

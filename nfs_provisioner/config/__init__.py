@@ -36,7 +36,13 @@ from nfs_provisioner.config.storageclass import (
     parse_class,
     parse_parameters,
 )
-from nfs_provisioner.config.units import format_quantity, parse_duration, parse_percent, parse_quantity
+from nfs_provisioner.config.units import (
+    format_quantity,
+    parse_duration,
+    parse_percent,
+    parse_quantity,
+    rough_size,
+)
 
 __all__ = [
     "API_VERSION",
@@ -71,4 +77,5 @@ __all__ = [
     "parse_pattern",
     "parse_percent",
     "parse_quantity",
+    "rough_size",
 ]

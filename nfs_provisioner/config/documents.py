@@ -62,7 +62,7 @@ def read_text(path: str | Path) -> str:
     if len(content) > _LARGEST_FILE:
         raise InvalidInput(f"{path}: is larger than 4 MiB, which no configuration is; is it the right file?")
     try:
-        return content.decode("utf-8-sig")
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InvalidInput(f"{path}:{line}: is not UTF-8 text") from error

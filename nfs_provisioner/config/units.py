@@ -92,3 +92,16 @@ def format_quantity(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{suffix}"
     return str(size)
+
+
+def rough_size(number: int | None) -> str:
+    """A size for people, with three digits at the most; `-` when it is not known."""
+    if number is None:
+        return "-"
+    value, units = float(number), ("B", "Ki", "Mi", "Gi", "Ti", "Pi")
+    unit = units[0]
+    for unit in units:
+        if abs(value) < 1024 or unit == units[-1]:
+            break
+        value /= 1024
+    return f"{value:.0f}{unit}" if abs(value) >= 10 or value == int(value) else f"{value:.1f}{unit}"

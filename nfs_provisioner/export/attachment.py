@@ -58,6 +58,7 @@ class Attachment:
         self._facts: Facts | None = None
         self._message = "not looked at yet"
         self._assigned: Identity | None = None
+        self._set_aside = False  # an assignment was taken back: what was opened under it must not be used any more
         self._thread = threading.Thread(target=self._run, name=f"attach-{self.name}", daemon=True)
 
     def start(self) -> None:
@@ -90,9 +91,10 @@ class Attachment:
     def assign(self, identity: Identity | None) -> None:
         """Attach with this identity, or (None) leave the replica alone."""
         with self._lock:
-            if identity is not None and self._assigned is not None:
-                return  # it has one; members are noted by set_members, seq by note_seq
+            if (identity is None) == (self._assigned is None):
+                return  # nothing new; members are noted by set_members, seq by note_seq
             self._assigned = identity
+            self._set_aside = self._set_aside or identity is None
         self._wake.set()
 
     def note_seq(self, seq: int) -> None:
@@ -112,40 +114,42 @@ class Attachment:
         while not self._stopped:
             try:
                 self._step()
-                pause = FIRST_PAUSE
+                if self.attached is not None:  # to answer is not enough: a read-only disk does that, too
+                    pause = FIRST_PAUSE
                 wait = self._poll
             except NfsProvisionerError as error:
                 if isinstance(error, LostLeadership) or self._stopped:
                     return
                 self._lost(error)
                 wait, pause = pause, min(2 * pause, LONGEST_PAUSE)
+            except Exception as error:  # the last resort: a thread that ended would never attach again
+                log.exception("replica %s: unexpected error; going on", self.name)
+                self._lost(RetryLater(f"unexpected {type(error).__name__}: {error}"))
+                wait = LONGEST_PAUSE
             self._wake.wait(wait)
             self._wake.clear()
 
     def _step(self) -> None:
         with self._lock:
-            assigned = self._assigned
-        if self.attached is None or not self.replica.up:
-            if self._facts is None or not self.replica.up:
-                self._inspect()
-            elif assigned is not None:
-                self._attach(assigned)
-            else:
-                self._inspect()
-        elif assigned is None:
-            self._inspect()  # set aside: look again, and wait for another assignment
+            assigned, aside = self._assigned, self._set_aside
+        if aside or self._facts is None or assigned is None or not self.replica.up:
+            self._inspect()
+        elif self.attached is None:
+            self._attach(assigned)
         else:
             self.space = self.replica.call("space")
 
     def _inspect(self) -> None:
-        if not self.replica.up:
+        with self._lock:
+            aside, self._set_aside = self._set_aside, False
+        if aside or not self.replica.up:  # what still runs in the old child must not meet descriptors of the next look
             try:
                 self.replica.start()
             except OSError as error:  # no memory, no process or no descriptor left: it may be better later
                 raise RetryLater(f"replica {self.name}: its worker cannot be started: {error.strerror}") from error
         facts: Facts = self.replica.call("inspect")
         with self._lock:
-            changed = facts != self._facts or bool(self._message) or self.attached is not None
+            changed = aside or facts != self._facts or bool(self._message) or self.attached is not None
             if changed:  # what was assigned meanwhile was decided on other facts
                 self._facts, self._message, self.attached, self._assigned = facts, "", None, None
         if changed:

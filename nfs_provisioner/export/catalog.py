@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from nfs_provisioner.config import rough_size
 from nfs_provisioner.errors import Infeasible, RetryLater
 from nfs_provisioner.export.paths import ARCHIVE_PREFIX, OwnedDirectories
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
@@ -31,17 +32,25 @@ class Catalog:
         self._reserved = 0
 
     def fill(self, records: Iterable[VolumeRecord], *, age: Callable[[VolumeRecord], float]) -> None:
-        """Replace everything by what was loaded. `age` tells how many seconds ago a record changed its state."""
+        """Replace everything by what was loaded, but for reservations that are not on disk yet.
+
+        `age` tells how many seconds ago a record changed its state.
+        """
         with self._lock:
+            before = {pv: record for pv, record in self._records.items() if record.state is State.CREATING}
             self._records.clear()
             self._owned = OwnedDirectories()
             self._reserved = 0
             for record in records:
                 self._insert(record)
+                before.pop(record.pv, None)
                 left = REUSE_PAUSE - max(0.0, age(record))  # a clock that went back: the whole pause
                 for directory in _given_up_by(record):
                     if left > 0:
                         self._give_up(directory, min(left, REUSE_PAUSE))
+            for record in before.values():  # their plans go on, or are dropped, as if nothing had happened
+                if self._owned.conflict(record.directory) is None:
+                    self._insert(record)
 
     def put(self, record: VolumeRecord) -> None:
         """A record was written."""
@@ -108,11 +117,24 @@ class Catalog:
                     after=wait,
                     reason="Provisioning",
                 )
-            if limit is not None and self._reserved + record.requested > limit:
-                promised = f"{self._reserved} of {limit} bytes are promised by now"
-                raise RetryLater(f"{promised} and {record.requested} are wanted")
-            self._remove(record.pv)
-            self._insert(record)
+            self._promise(record, limit)
+
+    def promise(self, record: VolumeRecord, *, limit: int) -> None:
+        """Count a volume with the size it grows to from now on; two callers cannot both get the last space.
+
+        RetryLater when more than `limit` bytes would be promised. `put` of what the record still says takes it back.
+        """
+        with self._lock:
+            self._promise(record, limit)
+
+    def _promise(self, record: VolumeRecord, limit: int | None) -> None:
+        old = self._records.get(record.pv)
+        others = self._reserved - (old.requested if old is not None and old.state in RESERVING else 0)
+        if limit is not None and others + record.requested > limit:
+            promised = f"{rough_size(others)} of {rough_size(limit)} are promised to others"
+            raise RetryLater(f"{promised} and {rough_size(record.requested)} are wanted")
+        self._remove(record.pv)
+        self._insert(record)
 
     def archive_named(self, name: str) -> VolumeRecord | None:
         """The archive (or retained volume) with this directory or PV name."""

@@ -62,10 +62,51 @@ def judge(
         return _stop(
             "Halted", f"replicas {names} are the same directory; a copy needs another server or disk", problems
         )
+    if accepted is not None and _one_tree(seen):
+        return _stop(
+            "Halted",
+            f"every replica shows the same export.json and root: one server is mounted twice. "
+            f"'accept {export} --replica {accepted}' cannot make two of it; correct spec.replicas[].mountPath",
+            problems,
+        )
+    views = _taken_over(export, cluster, views, accepted)
+    if accepted is not None:
+        without = judge(export, cluster, status, views, new_id=new_id)
+        if without.active == accepted:
+            return without  # proven as it is: vouching for it changes nothing
+        problems = {view.name: problem for view in views if (problem := _unusable(view, export, cluster, accepted))}
     usable = {view.name: view.facts for view in views if view.facts is not None and view.name not in problems}
     if status.promotion:
         return _known(export, cluster, status, views, usable, problems, accepted, new_id)
     return _first(export, cluster, views, usable, problems, accepted, new_id)
+
+
+def _taken_over(export: str, cluster: str, views: tuple[View, ...], accepted: str | None) -> tuple[View, ...]:
+    """After the loss of a cluster a person vouches for the active only: what agrees with it in everything comes along.
+
+    Returns the views as if both had been of this cluster; attaching writes it down.
+    """
+    chosen = next((view.facts for view in views if view.name == accepted), None)
+    lead = None if chosen is None else chosen.identity
+    if chosen is None or lead is None or lead.root != chosen.handle:
+        return views
+    if (lead.export, lead.replica, lead.active) != (export, accepted, accepted):
+        return views
+
+    def moved(view: View) -> View:
+        found = None if view.facts is None else view.facts.identity
+        if view.facts is None or found is None or found.cluster == cluster:
+            return view
+        same = found.cluster == lead.cluster and _follows(found, lead)
+        return replace(view, facts=replace(view.facts, identity=replace(found, cluster=cluster))) if same else view
+
+    return tuple(moved(view) for view in views)
+
+
+def _one_tree(seen: list[View]) -> bool:
+    """Whether two replicas are mounts of one server that have different device numbers (as NFS gives them)."""
+    trees = [(v.facts.identity, v.facts.handle) for v in seen if v.facts is not None and v.facts.identity is not None]
+    return any(tree in trees[:number] for number, tree in enumerate(trees))
 
 
 def _unusable(view: View, export: str, cluster: str, accepted: str | None) -> str:
@@ -125,7 +166,7 @@ def _known(
             f"If this disk is the right one: request 'accept {export} --replica {name}'."
         )
         return _stop("Halted", f"active replica {name}: {problems[name]}", problems)
-    if (mine.epoch, mine.promotion, mine.active) != (status.epoch, status.promotion, name):
+    if accepted != name and (mine.epoch, mine.promotion, mine.active) != (status.epoch, status.promotion, name):
         problems[name] = (
             f"its export.json says epoch {mine.epoch}, promotion {mine.promotion}, active {mine.active!r}; the status "
             f"says epoch {status.epoch}, promotion {status.promotion}, active {name!r}. "
@@ -152,7 +193,9 @@ def _first(
                 phase, f"replica {view.name}: {problems[view.name]}; a first start needs every replica", problems
             )
     known = {name: facts.identity for name, facts in usable.items() if facts.identity is not None}
-    if known and accepted is None:
+    full = [name for name, facts in usable.items() if not facts.empty or facts.identity is not None]
+    blank = accepted if accepted not in full and full else None  # vouched for as new, not as the one with the data
+    if known and accepted == blank:
         actives = {identity.active for identity in known.values()}
         promotions = {(identity.pair, identity.epoch, identity.promotion) for identity in known.values()}
         active = next(iter(actives))
@@ -163,7 +206,7 @@ def _first(
                 f"Request 'accept {export} --replica NAME' for the one with the right data.",
                 problems,
             )
-        unseen = sorted(set(known[active].members) - set(known))
+        unseen = sorted(set(known[active].members) - {*known, blank})
         if unseen:  # it may have been promoted since: a side that is alone cannot know whether it is the old one (H46)
             return _stop(
                 "Halted",
@@ -173,15 +216,14 @@ def _first(
                 problems,
             )
         return _with_standby(export, known[active], usable, views, problems, accepted, new_id)
-    full = [name for name, facts in usable.items() if not facts.empty or facts.identity is not None]
-    if len(full) > 1 and accepted is None:
+    if len(full) > 1 and accepted == blank:
         return _stop(
             "Halted",
             f"replicas {' and '.join(full)} both hold data and neither is known. "
             f"Request 'accept {export} --replica NAME' for the one with the right data.",
             problems,
         )
-    active = accepted or (full[0] if full else views[0].name)
+    active = full[0] if blank else accepted or (full[0] if full else views[0].name)
     mine = _vouched(export, cluster, active, usable[active], usable[active].identity, Remembered(), new_id)
     return _with_standby(export, mine, usable, views, problems, accepted, new_id)
 
@@ -195,7 +237,14 @@ def _vouched(
     status: Remembered,
     new_id: Callable[[], str],
 ) -> Identity:
-    """An identity for a replica that is empty, first of all, or vouched for by a person."""
+    """An identity for a replica that is empty, first of all, or vouched for by a person.
+
+    One of another promotion than the status says gets a new one, so that no partner of either line is taken for its
+    standby.
+    """
+    if found is not None and status.promotion and (found.epoch, found.promotion) != (status.epoch, status.promotion):
+        own = _vouched(export, cluster, name, facts, found, Remembered(name, found.epoch, found.promotion), new_id)
+        return _promoted(own, status.epoch, new_id())
     return Identity(
         pair=found.pair if found else new_id(),
         cluster=cluster,
@@ -207,7 +256,8 @@ def _vouched(
         promotion=status.promotion or new_id(),
         active=name,
         seq=found.seq if found else 0,
-        members={},
+        # Nobody vouched for the partner: one that is empty now may be unmounted (H46).
+        members={other: known for other, known in found.members.items() if other != name} if found else {},
         parents=found.parents if found else (),
     )
 
@@ -274,9 +324,7 @@ def _own(found: Identity, export: str, cluster: str, name: str, facts: Facts, ne
 def _promoted(mine: Identity, above: int, promotion: str) -> Identity:
     """The active that a person preferred to its partner: its epoch says so, also after the next restart."""
     parent = {"epoch": mine.epoch, "promotion": mine.promotion, "seq": mine.seq}
-    return replace(
-        mine, epoch=max(above, mine.epoch) + 1, promotion=promotion, parents=(*mine.parents, parent), members={}
-    )
+    return replace(mine, epoch=max(above, mine.epoch) + 1, promotion=promotion, parents=(*mine.parents, parent))
 
 
 def _contradiction(export: str, mine: Identity, name: str, found: Identity | None) -> str:

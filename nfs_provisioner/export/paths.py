@@ -98,7 +98,7 @@ def _value(variable: Variable, claim: ClaimNames, pv_name: str, pattern: PathPat
         what = f"{variable.kind} {variable.key!r}" if variable.key else variable.kind
         raise Infeasible(
             f"the class's pathPattern {pattern.text!r} needs the {what} of claim {claim}, which is missing or empty; "
-            "set it on a new claim, or use another class"
+            "set it on the claim, or use another class"
         )
     return value
 

@@ -6,7 +6,9 @@ directory ours; `inode` is local to the replica that the record lies on, everyth
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -60,8 +62,8 @@ class ClaimRef:
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
 
-    def __reduce__(self) -> tuple[type[ClaimRef], tuple[Any, ...]]:
-        return ClaimRef, _values(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _claim_ref, _values(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,8 @@ class Policy:
     gid: int = 0
     quota: str = "none"
 
-    def __reduce__(self) -> tuple[type[Policy], tuple[Any, ...]]:
-        return Policy, _values(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _policy, _values(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,29 @@ class VolumeRecord:
         """Without the manifests, for the controller's memory."""
         return replace(self, manifests=_NOTHING)
 
-    def __reduce__(self) -> tuple[type[VolumeRecord], tuple[Any, ...]]:
-        return VolumeRecord, _values(self)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _volume_record, _values(self)
+
+
+# What another process sent: texts that thousands of records, the other replica and the caches have too are kept once.
+
+
+def _claim_ref(*texts: str) -> ClaimRef:
+    return ClaimRef(*map(sys.intern, texts))
+
+
+@functools.lru_cache(maxsize=1024)
+def _same_policy(*values: Any) -> Policy:
+    return Policy(*values)
+
+
+def _policy(*values: Any) -> Policy:
+    return _same_policy(*values)
+
+
+def _volume_record(*values: Any) -> VolumeRecord:
+    same: Any = (sys.intern(value) if type(value) is str else value for value in values)
+    return VolumeRecord(*same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +205,7 @@ def decode_record(data: bytes | str, *, source: str, manifests: bool = True) -> 
     try:
         raw = json.loads(data)
         _check_version(raw, source)
+        _check_types(raw)
         claim, policy = raw["claim"], raw["policy"]
         return VolumeRecord(
             pv=raw["pv"],
@@ -261,6 +285,18 @@ def decode_identity(data: bytes | str, *, source: str) -> Identity:
             f"{source}: the identity of this replica cannot be read ({type(error).__name__}: {error}); "
             "nothing on it is touched. Restore the file from a backup or from the other replica's history."
         ) from error
+
+
+_TYPES = (
+    ("pv", str), ("tree", str), ("since", str), ("directory", str), ("target", (str, type(None))),
+    ("inode", (int, type(None))), ("claim", dict), ("policy", dict),
+)  # fmt: skip
+
+
+def _check_types(raw: Mapping[str, Any]) -> None:
+    for key, kind in _TYPES:
+        if not isinstance(raw[key], kind):
+            raise TypeError(f"{key} is {raw[key]!r}")
 
 
 def _check_version(raw: Mapping[str, Any], source: str) -> None:

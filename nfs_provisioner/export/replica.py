@@ -103,8 +103,8 @@ class Replica:
         try:
             connection = child.free.get(timeout=deadline)
         except queue.Empty:
-            message = f"no answer to anything for {deadline:g} s: the server hangs or is out of reach"
-            return self._give_up_on(child, message)
+            # Every connection waits for an answer; whoever waits longest gives the child up.
+            raise RetryLater(f"replica {self.name} ({self.path}): it is busy for {deadline:g} s now") from None
         try:
             connection.send((operation, arguments))
             if not connection.poll(max(0.0, deadline - (monotonic() - began))):
@@ -118,7 +118,10 @@ class Replica:
         child.free.put(connection)
         self._observe(operation, monotonic() - began)
         if packed is not None:
-            raise unpack_error(packed)
+            kind, message, reason = packed
+            if message.startswith(f"{self.path}:"):
+                message = f"replica {self.name} ({self.path}){message.removeprefix(self.path)}"
+            raise unpack_error((kind, message, reason))
         return result
 
     def _give_up_on(self, child: _Child, message: str) -> None:

@@ -6,6 +6,7 @@ needed is decided elsewhere, by comparing records; contents of volumes are not t
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,6 +17,8 @@ from nfs_provisioner.export.records import MOVING, State, VolumeRecord
 from nfs_provisioner.export.store import Store
 
 Kind = Literal["make", "move", "remove", "update", "forget"]
+#: Errors of one path, which say nothing about the server.
+_IN_THE_WAY = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.ENAMETOOLONG})
 _HELD = (State.LIVE, State.ARCHIVED, State.RETAINED, State.ORPHANED)
 
 
@@ -65,6 +68,11 @@ def take_all(store: Store, steps: list[Step], seq: int) -> list[VolumeRecord | s
                 results[number] = take(store, steps[number]) or steps[number].record
             except (RefusedForSafety, Infeasible) as error:
                 results[number] = error.message
+                failed.append(number)
+            except OSError as error:
+                if error.errno not in _IN_THE_WAY:
+                    raise
+                results[number] = f"{store.path}: {steps[number].record.directory}: {error.strerror}"
                 failed.append(number)
         if len(failed) == len(waiting):
             break

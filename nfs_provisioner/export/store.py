@@ -167,6 +167,7 @@ class Store:
 
     def server_time(self) -> float:
         """The file server's clock, Unix seconds: the time it gives to a new file."""
+        self.guard()
         name = f"clock{self._counter()}"
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=self.work)
         try:
@@ -448,9 +449,9 @@ class Store:
             )
         return self.write(replace(record, state=State.LIVE, inode=inode, since=self.now()))
 
-    def unmanaged(self, names: frozenset[str]) -> int:
-        """How many entries of the root belong to no record. `names` are the first components of all directories."""
-        return sum(1 for name in self._entries() if name not in names)
+    def unmanaged(self, names: frozenset[str]) -> frozenset[str]:
+        """Entries of the root that belong to no record. `names` are the first components of all directories."""
+        return frozenset(name for name in self._entries() if name not in names)
 
     def empty_trash(self, stop: Callable[[], bool]) -> bool:
         """Remove what lies in trash, a piece at a time; False when `stop` ended it early."""

@@ -12,7 +12,6 @@ import ctypes
 import mmap
 import os
 import signal
-import struct
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from typing import Any
 
+from nfs_provisioner import memory
 from nfs_provisioner.errors import (
     Infeasible,
     LostLeadership,
@@ -67,16 +67,17 @@ class LeaseEnd:
         self.fd = os.memfd_create("lease-end") if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, mmap.PAGESIZE)
-        self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
+        # As one double: stored and loaded in one piece. struct.pack_into clears the bytes first, and a child that
+        # looked in that moment would believe the lease lost.
+        self._moment = memoryview(mmap.mmap(self.fd, mmap.PAGESIZE)).cast("d")
 
     def set(self, moment: float) -> None:
         """Called by the elector when a renewal succeeded (and with 0.0 when the lease is lost)."""
-        struct.pack_into("d", self._memory, 0, moment)
+        self._moment[0] = moment
 
     def check(self) -> None:
         """Raise LostLeadership when the moment has passed."""
-        (moment,) = struct.unpack_from("d", self._memory, 0)
-        if time.clock_gettime(time.CLOCK_BOOTTIME) >= moment:
+        if time.clock_gettime(time.CLOCK_BOOTTIME) >= self._moment[0]:
             raise LostLeadership("the lease may have passed to another controller; nothing more is changed here")
 
 
@@ -232,12 +233,16 @@ def serve(connection: Connection, worker: Worker, at_once: threading.Semaphore) 
             connection.send((result, packed))
         except OSError:
             os._exit(0)
+        if name == "load":
+            result = None
+            memory.give_back()
 
 
 def main() -> None:
     """Entry point: worker.py SOCKET_FD,SOCKET_FD,... LEASE_FD PATH."""
     socket_fds, lease_fd, path = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    memory.one_arena()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.umask(0)

@@ -26,8 +26,17 @@ _PAUSE = 0.05  # seconds between looks at a busy controller
 class EventWriter:
     """Queue of Events. `record` never blocks and never fails."""
 
-    def __init__(self, api: Api, *, busy: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: Api,
+        *,
+        busy: Callable[[], bool],
+        may: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`may` says whether this process still speaks for the controller: what waits is dropped when it does not."""
         self._api = api
+        self._may = may
         self._busy = busy
         self._clock = clock
         self._waiting: collections.deque[tuple[float, JsonObject]] = collections.deque(maxlen=MOST_WAITING)
@@ -66,18 +75,21 @@ class EventWriter:
                     self._arrived.wait(_PAUSE)
                     continue
                 self._waiting.popleft()
-            self._post(event)
+            if self._may():
+                self._post(event)
 
     def _post(self, event: JsonObject) -> None:
         regarding = event["involvedObject"]
-        key = (regarding.get("uid", ""), regarding["name"], event["reason"], event["message"])
+        # A warning whose figures change with each try is the same warning: its newest wording replaces the last.
+        same = "" if event["type"] == "Warning" else event["message"]
+        key = (regarding.get("uid", ""), regarding["name"], event["reason"], same)
         now = self._clock()
         when, posted = self._known.get(key, (0.0, None))
         namespace = event["metadata"]["namespace"]
         try:
             if posted is not None and now - when < SAME_FOR:
                 posted = {**posted, "count": posted["count"] + 1}
-                change = {"count": posted["count"], "lastTimestamp": event["lastTimestamp"]}
+                change = {key: event[key] for key in ("lastTimestamp", "message")} | {"count": posted["count"]}
                 self._api.patch(EVENT, posted["metadata"]["name"], change, namespace=namespace)
             else:
                 posted = event

@@ -142,14 +142,18 @@ class LeaseElector:
                 self._release()
 
     def _turn(self) -> float:
-        """One look or one renewal; returns the seconds to pause."""
+        """One look or one renewal; returns the seconds to pause, which a slow answer shortens for a leader."""
+        began = self._clock()
         if self._term is None:
             self._try_to_lead()
         else:
             self._renew()
         if self._term is None:
             return self._retry_period * (1 + _JITTER * self._rand())
-        return min(self._retry_period, max(0.0, self._until - self._clock()))
+        now = self._clock()
+        if now - began > self._retry_period:
+            logger.warning("renewing the lease took %.1f s: the API server is slow", now - began)
+        return max(0.0, min(began + self._retry_period, self._until) - now)
 
     def _renew(self) -> None:
         if not self.may_act():

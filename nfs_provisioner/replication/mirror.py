@@ -92,6 +92,9 @@ class Mirror:
                 # The standby went away: its attachment notices by itself, and a new mirror starts with its return.
                 log.info("export %s: the standby does not follow now: %s", self._export, error.message)
                 pause = LONGEST_PAUSE
+            except Exception:  # the last resort: a thread that ended would leave the standby behind for ever
+                log.exception("export %s: unexpected error in following; going on", self._export)
+                pause = LONGEST_PAUSE
 
     def _gather(self) -> None:
         """Let a burst pass: the claims come first, and one batch is cheaper than many."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from nfs_provisioner.config import format_quantity, parse_parameters
 from nfs_provisioner.errors import Infeasible, InvalidInput, RefusedForSafety, RetryLater
-from nfs_provisioner.export.paths import relative_of
+from nfs_provisioner.export.paths import conflict_key, contains, relative_of
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
 from nfs_provisioner.kube.api import PV, Api
 from nfs_provisioner.volumes.decisions import frozen_policy
@@ -29,6 +29,8 @@ from nfs_provisioner.volumes.objects import (
 from nfs_provisioner.volumes.registry import Registry
 
 log = logging.getLogger(__name__)
+
+_KEPT = frozenset({State.LIVE, State.ARCHIVED, State.RETAINED, State.ORPHANED})
 
 
 def find_export(registry: Registry, volume: Volume) -> Export:
@@ -67,7 +69,6 @@ def adopt(
     directory = _directory_on(export, volume)
     if directory is None or volume.claim is None:
         raise RetryLater(f"PV {volume.name} moved away while it was being taken over")
-    owner = export.catalog.owner(directory, besides=volume.name)
     record = VolumeRecord(
         pv=volume.name,
         tree=uuid4().hex,
@@ -77,16 +78,15 @@ def adopt(
         requested=volume.capacity,
         policy=_policy(storage_class),
         storage_class=volume.storage_class,
-        shared=owner is not None,
         manifests=_manifests(volume, claim, provisioner, export.name),
     )
-    if owner is not None:
-        log.warning(
-            "PV %s shares %s with %s: neither directory is ever moved or deleted", volume.name, directory, owner
-        )
-        first = export.call("update", owner, {"shared": True}, frozenset({State.LIVE}))
-        export.recorded(first, owner)
     export.recorded(export.call("adopt", record), volume.name)
+    # Looked for when this one can be seen, too: of two that are taken over at once, the later one finds the other.
+    sharing = _sharing(export, directory, volume.name)
+    if sharing:
+        log.warning("PV %s shares %s with %s: none is ever moved or deleted", volume.name, directory, sharing)
+    for name in (*sharing, volume.name) if sharing else ():
+        export.recorded(export.call("update", name, {"shared": True}, _KEPT), name)
     check()
     metadata: JsonObject = {
         "uid": volume.uid,
@@ -100,6 +100,15 @@ def adopt(
     log.info(
         "PV %s of claim %s was taken over from %s: %s", volume.name, volume.claim, volume.provisioned_by, directory
     )
+
+
+def _sharing(export: Export, directory: str, name: str) -> list[str]:
+    """Every other volume on this directory, on one around it, or on one inside it."""
+    if export.catalog.owner(directory, besides=name) is None:
+        return []
+    mine = conflict_key(directory)
+    others = [(r.pv, conflict_key(r.directory)) for r in export.catalog.all() if r.holds_directory and r.pv != name]
+    return [pv for pv, theirs in others if theirs == mine or contains(theirs, mine) or contains(mine, theirs)]
 
 
 def _policy(storage_class: JsonObject | None) -> Policy:

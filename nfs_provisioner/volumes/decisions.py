@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nfs_provisioner.config import ClassParameters, ExportSpec, StorageClassSpec
+from nfs_provisioner.config import ClassParameters, ExportSpec, StorageClassSpec, rough_size
 from nfs_provisioner.errors import Infeasible, NfsProvisionerError, RetryLater
 from nfs_provisioner.export.records import Policy, State, VolumeRecord
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, Volume
@@ -20,6 +20,7 @@ from nfs_provisioner.volumes.selectors import matches
 #: Reason of what nobody needs to hear: it is over in a moment, and the end of it brings the claim back.
 QUIET = "Quiet"
 LOOK_AGAIN = 5.0  # seconds
+AWAY = 60.0  # seconds; an export that comes back brings the claims back, so this is only for what nobody thought of
 
 _MODES = frozenset({"ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"})
 _GOING = frozenset({State.ARCHIVING, State.DELETING})
@@ -287,7 +288,8 @@ def choose_export(claim: Claim, storage_class: StorageClassSpec, rooms: Sequence
     if not usable and any(room.looking for room in selected):
         raise RetryLater("the replicas are being looked at", after=LOOK_AGAIN, reason=QUIET)
     if not usable:
-        raise RetryLater("; ".join(f"export {room.spec.name}: {room.problem}" for room in selected))
+        away = "; ".join(f"export {room.spec.name}: {room.problem}" for room in selected)
+        raise RetryLater(away, after=AWAY)
     fitting = [room for room in usable if not _lacks(room, claim.requested)]
     if not fitting:
         raise RetryLater("; ".join(_lacks(room, claim.requested) for room in usable))
@@ -298,12 +300,13 @@ def _lacks(room: Room, wanted: int) -> str:
     name = room.spec.name
     if wanted > room.unreserved:
         return (
-            f"export {name} lacks {wanted - room.unreserved} bytes: {room.reserved} of "
-            f"{room.limit} are promised and {wanted} are wanted"
+            f"export {name} lacks {rough_size(wanted - room.unreserved)}: {rough_size(room.reserved)} of "
+            f"{rough_size(room.limit)} are promised and {rough_size(wanted)} are wanted"
         )
     keep = room.spec.reserve.bytes_of(room.capacity)
     if room.available < keep:
-        return f"export {name} has {room.available} bytes really free, and {keep} are kept in reserve (spec.reserve)"
+        free, kept = rough_size(room.available), rough_size(keep)
+        return f"export {name} has {free} really free, and {kept} are kept in reserve (spec.reserve)"
     return ""
 
 

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from nfs_provisioner.config import ExportSpec
-from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RetryLater
+from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RefusedForSafety, RetryLater
 from nfs_provisioner.export.attachment import Attachment, Loaded
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.identity import Remembered, Verdict, judge
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
-from nfs_provisioner.export.replica import WORKER_COMMAND, Replica
+from nfs_provisioner.export.replica import CALL_DEADLINE, WORKER_COMMAND, Replica
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.volumes import requests
 from nfs_provisioner.volumes.decisions import Room
@@ -32,6 +32,8 @@ from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus
 log = logging.getLogger(__name__)
 
 FIRST_LOOK = 3.0  # seconds in which a new export is expected to be ready: before that, nobody is told that it is not
+BATCH_DEADLINE = 60.0  # seconds; for what touches many files in one request, of which none is in a hurry
+SECOND_LOOK = 1.0  # seconds
 HOUSEKEEPING = 15.0  # seconds between looks for archives to purge, tombstones to drop, strangers to count
 
 
@@ -91,6 +93,7 @@ class Export:
         self.seen = seen
         self.catalog = Catalog(clock=services.clock)
         self.client_address: str | None = None  # the Service's ClusterIP, once known
+        self.address_used = False  # since it was looked up last
         self._services = services
         self._lock = threading.RLock()
         self._attachments: dict[str, Attachment] = {}
@@ -150,6 +153,8 @@ class Export:
         """The object changed. Replicas whose place changed are looked at anew."""
         with self._lock:
             moved = {r.name: r.mount_path for r in spec.replicas} != {r.name: r.mount_path for r in self.spec.replicas}
+            if spec.service != self.spec.service:
+                self.client_address = None
             self.spec, self.seen = spec, seen
             if moved:
                 self._drop_partner()
@@ -177,6 +182,8 @@ class Export:
                 for other in self._attachments.values():
                     other.assign(None)  # the standby has nothing to follow; it is read again when the active is back
             self._evaluate()
+            if loaded is not None and changed.name == self._accepted:
+                self._accepted = None  # only now: what agrees with it has been assigned, too
             became_ready = loaded is not None and self._active is changed
         self._services.on_status(self.name)
         if loaded is not None:
@@ -187,6 +194,8 @@ class Export:
     def _note_reachable(self, attachment: Attachment) -> None:
         up = attachment.view().facts is not None
         before = self._reachable.get(attachment.name)
+        if up and before is False and attachment.attached is None:
+            return  # it answers; whether it can be used shows in a moment
         self._reachable[attachment.name] = up
         if before is not False and not up:
             self._services.on_event(
@@ -222,8 +231,6 @@ class Export:
         """A replica was attached and read."""
         identity = attachment.attached
         assert identity is not None
-        if attachment.name == self._accepted:
-            self._accepted = None
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
@@ -248,14 +255,18 @@ class Export:
         active = self._active
         return active is not None and active.attached is not None and active.replica.up
 
-    def call(self, operation: str, *arguments: Any) -> Any:
+    def call(self, operation: str, *arguments: Any, deadline: float = CALL_DEADLINE) -> Any:
         """One operation on the active replica; RetryLater while there is none."""
         active = self._active
         if active is None or active.attached is None:
             raise RetryLater(
                 f"export {self.name} is {self._verdict.phase}: {self.message or 'looking at its replicas'}"
             )
-        return active.replica.call(operation, *arguments)
+        try:
+            return active.replica.call(operation, *arguments, deadline=deadline)
+        finally:
+            if not active.replica.up:
+                active.look_again()  # its thread sleeps until the next poll
 
     def recorded(self, record: VolumeRecord | None, pv: str) -> None:
         """The record of `pv` was written (or, None, removed): remember it, and let the standby follow."""
@@ -280,6 +291,7 @@ class Export:
                     f"export {self.name}: Service {service} does not exist or has no ClusterIP; "
                     "create it without a selector, with port 2049"
                 )
+            self.address_used = True
             return self.client_address, replica.path
         return self.spec.address or replica.server, replica.path
 
@@ -299,7 +311,8 @@ class Export:
     @property
     def looking(self) -> bool:
         """Whether this export is new and not ready yet: what is missing now may be there in a moment."""
-        return not self.ready and self._services.clock() < self._looking_until
+        decided = self._verdict.phase in ("Halted", "Diverged")
+        return not self.ready and not decided and self._services.clock() < self._looking_until
 
     @property
     def active_replica(self) -> str:
@@ -338,6 +351,7 @@ class Export:
                 promotion=self._remembered.promotion,
                 capacity=self.spec.capacity or (space.size if space else None),
                 available=space.free if space else None,
+                size=space.size if space else None,
                 reserved=self.catalog.reserved,
                 volumes=sum(1 for record in records if record.state in RESERVING),
                 archives=sum(1 for record in records if record.state is State.ARCHIVED),
@@ -365,28 +379,45 @@ class Export:
                     self._housekeeping()
             except NfsProvisionerError as error:
                 log.warning("export %s: %s", self.name, error.message)
+            except Exception:  # the last resort: a thread that ended would leave this export without anybody
+                log.exception("export %s: unexpected error; going on", self.name)
             self._services.on_status(self.name)
             self._wake.wait(HOUSEKEEPING)
             self._wake.clear()
 
     def _housekeeping(self) -> None:
         self._note_members()
-        count = self.call("unmanaged", self.catalog.root_names())
-        self._unmanaged = int(count)
+        self._unmanaged = len(self._strangers())
         for record in self.catalog.old_tombstones():
             partner = self._partner
             if len(self.spec.replicas) == 1 or (partner is not None and partner.acknowledged(record.pv)):
-                self.call("forget", record.pv)
+                try:
+                    self.call("forget", record.pv)
+                except RefusedForSafety as error:  # one that is not as it should be must not hold up the others
+                    log.warning("export %s: %s", self.name, error.message)
+                    continue
                 self.recorded(None, record.pv)
         self._purge_old_archives()
 
+    def _strangers(self) -> frozenset[str]:
+        """Entries of the root that belong to nobody. Seen twice, so that what is being made or moved does not count."""
+        seen: list[frozenset[str]] = []
+        while len(seen) < 2 and not self._stopped:
+            found = self.call("unmanaged", self.catalog.root_names(), deadline=BATCH_DEADLINE)
+            seen.append(found - self.catalog.root_names())
+            if not seen[0]:
+                break
+            if len(seen) < 2:
+                self._wake.wait(SECOND_LOOK)
+        return frozenset.intersection(*seen) if seen else frozenset()
+
     def _note_members(self) -> None:
         """Both replicas have their identity: say so on each, so that neither is later taken for a new one."""
-        attached = [a for a in self._attachments.values() if a.attached is not None]
-        members = {a.name: a.attached.replica_id for a in attached if a.attached is not None}
+        attached = list(self._attachments.values())
+        members = {a.name: identity.replica_id for a in attached if (identity := a.attached) is not None}
         for attachment in attached:
             known = attachment.view().facts
-            if known is None or known.identity is None:
+            if attachment.name not in members or known is None or known.identity is None:
                 continue
             wanted = {**{k: v for k, v in known.identity.members.items() if self.spec.replica(k)}, **members}
             if dict(known.identity.members) != wanted:
@@ -400,7 +431,10 @@ class Export:
         server_now = float(self.call("server_time"))
         for record in due:
             if Retention.over(record, server_now):
-                self.purge(record)
+                try:
+                    self.purge(record)
+                except RefusedForSafety as error:
+                    log.warning("export %s: %s", self.name, error.message)
             else:
                 log.warning(
                     "export %s: archive %s is due by this machine's clock but not by the file server's; it is kept",
@@ -440,8 +474,16 @@ class Export:
                     f"there is no replica {asked.name!r}; there are {[r.name for r in self.spec.replicas]}"
                 )
             with self._lock:
+                attachment = self._attachments[asked.name]
+                if attachment.attached is not None:
+                    return f"replica {asked.name} is in use already; there was nothing to accept"
+                if attachment.view().facts is None:
+                    raise RetryLater(f"replica {asked.name} cannot be looked at: {attachment.message}")
                 self._accepted = asked.name
                 self._evaluate()
+                if asked.name not in self._verdict.attach:  # nobody vouched for whatever turns up there later
+                    self._accepted = None
+                    raise RefusedForSafety(self._verdict.message or self._verdict.problems.get(asked.name, "not now"))
             return f"replica {asked.name} is taken as it is now"
         if not self.ready:
             raise RetryLater(f"export {self.name} is {self._verdict.phase}: {self.message}")

@@ -7,10 +7,11 @@ step looks at what is there already, so that a crash between any two goes on her
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from nfs_provisioner.config import format_quantity
-from nfs_provisioner.errors import RetryLater
+from nfs_provisioner.errors import NfsProvisionerError, RetryLater
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import PV, PVC, Api, JsonObject
 from nfs_provisioner.volumes.announcer import Announcer
@@ -33,16 +34,19 @@ def grow(
     """Bring PV, record and claim to the size that the claim asks for. RetryLater (and a condition) if it cannot fit."""
     wanted = max(claim.requested, volume.capacity)
     started = wanted > volume.capacity
+    if started and record.requested < wanted:
+        _promise(api, export, claim, replace(record, requested=wanted), check)
+    if record.requested != wanted:  # first what is promised, then what is said: cut off in between, it is too much
+        try:
+            changed = export.call("update", record.pv, {"requested": wanted}, frozenset({State.LIVE}))
+        except NfsProvisionerError:
+            export.catalog.put(record)
+            raise
+        export.recorded(changed, record.pv)
     if started:
-        _refuse_what_does_not_fit(api, export, claim, wanted - record.requested, check)
         announcer.about_claim(claim, "Resizing", f"growing {volume.name} to {format_quantity(wanted)}", warning=False)
         check()
         _patch_claim(api, claim, _mark(claim, wanted, IN_PROGRESS))
-    if record.requested != wanted:
-        export.recorded(
-            export.call("update", record.pv, {"requested": wanted}, frozenset({State.LIVE})), record.pv
-        )  # first what is promised, then what is said: a crash in between promises too much, never too little
-    if started:
         check()
         api.patch(
             PV,
@@ -65,11 +69,17 @@ def grow(
         announcer.about_claim(claim, "VolumeResizeSuccessful", message, warning=False)
 
 
-def _refuse_what_does_not_fit(api: Api, export: Export, claim: Claim, more: int, check: Callable[[], None]) -> None:
+def _promise(api: Api, export: Export, claim: Claim, grown: VolumeRecord, check: Callable[[], None]) -> None:
+    """Reserve the space, or say on the claim that there is none."""
     room = export.room()
-    if not room.problem and more <= room.unreserved:
-        return
-    problem = room.problem or (f"{more} more bytes do not fit: {room.reserved} of {room.limit} are promised")
+    problem = room.problem
+    if not problem:
+        try:
+            export.catalog.promise(grown, limit=room.limit)
+        except RetryLater as error:
+            problem = error.message
+        else:
+            return
     message = f"export {export.name}: {problem}"
     if claim.resizing != INFEASIBLE and not room.problem:
         check()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,10 @@ NFS_PORT = 2049
 
 #: The same few sizes come with every event.
 _size = functools.lru_cache(maxsize=4096)(parse_quantity)
+#: The same texts come with thousands of objects, and each claim's names with its PV again: kept in memory once.
+_same = sys.intern
+_texts: Callable[[tuple[str, ...]], tuple[str, ...]] = functools.lru_cache(maxsize=256)(lambda texts: texts)
+_NOTHING: Mapping[str, str] = {}
 _NOT_KEPT = ("kubectl.kubernetes.io/", "pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/")
 
 
@@ -95,32 +100,33 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
     metadata, spec, status = raw["metadata"], raw["spec"], raw.get("status") or {}
     annotations = metadata.get("annotations") or {}
     provisioner = annotations.get(STORAGE_PROVISIONER) or annotations.get(STORAGE_PROVISIONER_BETA) or ""
-    if provisioner not in provisioners:
-        return None
     volume = spec.get("volumeName", "")
+    # Nobody writes the annotation when a claim names its volume itself, as recovered ones do: those may be ours.
+    if provisioner not in provisioners and (provisioner or not volume):
+        return None
     bound = bool(volume) and status.get("phase") == "Bound"
     capacity = (status.get("capacity") or {}).get("storage")
     source = spec.get("dataSourceRef") or spec.get("dataSource")
     return Claim(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
+        namespace=_same(metadata["namespace"]),
+        name=_same(metadata["name"]),
+        uid=_same(metadata["uid"]),
         version=metadata["resourceVersion"],
-        storage_class=spec.get("storageClassName") or "",
-        provisioner=provisioner,
-        volume=volume,
-        phase=status.get("phase", "Pending"),
+        storage_class=_same(spec.get("storageClassName") or ""),
+        provisioner=_same(provisioner),
+        volume=_same(volume),
+        phase=_same(status.get("phase", "Pending")),
         deleting="deletionTimestamp" in metadata,
         requested=_size(((spec.get("resources") or {}).get("requests") or {}).get("storage", "0")),
         capacity=None if capacity is None else _size(capacity),
         resizing=(status.get("allocatedResourceStatuses") or {}).get("storage", ""),
-        access_modes=tuple(spec.get("accessModes") or ()),
-        volume_mode=spec.get("volumeMode", "Filesystem"),
+        access_modes=_texts(tuple(spec.get("accessModes") or ())),
+        volume_mode=_same(spec.get("volumeMode", "Filesystem")),
         data_source="" if not source else f"{source.get('kind', '')} {source.get('name', '')}".strip(),
         attributes_class=spec.get("volumeAttributesClassName") or "",
         # Bound claims are the many: what only provisioning reads is not kept for them.
-        labels={} if bound else metadata.get("labels") or {},
-        annotations={} if bound else annotations,
+        labels=_NOTHING if bound else metadata.get("labels") or _NOTHING,
+        annotations=_NOTHING if bound else annotations,
         selector=None if bound else spec.get("selector"),
     )
 
@@ -134,19 +140,19 @@ def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
         return None
     ref = spec.get("claimRef")
     return Volume(
-        name=metadata["name"],
+        name=_same(metadata["name"]),
         uid=metadata["uid"],
         version=metadata["resourceVersion"],
-        phase=(raw.get("status") or {}).get("phase", "Pending"),
+        phase=_same((raw.get("status") or {}).get("phase", "Pending")),
         deleting="deletionTimestamp" in metadata,
-        policy=spec.get("persistentVolumeReclaimPolicy", "Retain"),
-        provisioned_by=made_by,
-        export=(metadata.get("labels") or {}).get(EXPORT_LABEL, ""),
-        storage_class=spec.get("storageClassName", ""),
+        policy=_same(spec.get("persistentVolumeReclaimPolicy", "Retain")),
+        provisioned_by=_same(made_by),
+        export=_same((metadata.get("labels") or {}).get(EXPORT_LABEL, "")),
+        storage_class=_same(spec.get("storageClassName", "")),
         capacity=_size((spec.get("capacity") or {}).get("storage", "0")),
-        server=nfs["server"],
+        server=_same(nfs["server"]),
         path=nfs["path"],
-        claim=None if ref is None else ClaimRef(ref.get("namespace", ""), ref.get("name", ""), ref.get("uid", "")),
+        claim=None if ref is None else ClaimRef(*(_same(ref.get(key, "")) for key in ("namespace", "name", "uid"))),
         owned=FINALIZER in (metadata.get("finalizers") or ()),
         mount_options=tuple(spec.get("mountOptions") or ()),
     )
@@ -240,7 +246,7 @@ def event(
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{name[:200]}.{digest}", "namespace": home},
+        "metadata": {"name": f"{name[:200].rstrip('-.')}.{digest}", "namespace": home},
         "involvedObject": regarding,
         "reason": reason,
         "message": message[:1024],

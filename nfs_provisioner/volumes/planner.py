@@ -104,7 +104,7 @@ class Planner:
             export = self._room(claim, storage_class)
             record = _record(s.name, claim, storage_class, None)
         try:
-            export.catalog.reserve(record, limit=None if wanted else export.room().limit)
+            export.catalog.reserve(record, limit=export.room().limit)
         except Infeasible as error:  # the other volume may go one day, and nobody tells us
             raise RetryLater(error.message, after=SLOWLY) from error
         return Plan(export, record, storage_class, record.origin)
@@ -122,7 +122,9 @@ class Planner:
             if record is None:
                 continue
             if record.claim.namespace != claim.namespace:
-                break  # somebody else's: the answer is the same as for one that does not exist
+                continue  # somebody else's: the answer is the same as for one that does not exist
+            if record.shared:
+                raise Infeasible(f"the directory of {name!r} is used by other volumes too; it cannot be moved")
             if record.requested > claim.requested:
                 raise Infeasible(
                     f"archive {name!r} was promised {record.requested} bytes, the claim asks for {claim.requested}; "
@@ -132,9 +134,7 @@ class Planner:
         unread = [export.name for export in self._registry.all() if not export.ready]
         hint = f" (not readable now: {', '.join(unread)})" if unread else ""
         problem = f"there is no archive {name!r} of namespace {claim.namespace!r}{hint}; see 'nfs-provisioner archives'"
-        if unread:
-            raise RetryLater(problem)
-        raise Infeasible(problem)
+        raise RetryLater(problem, after=None if unread else SLOWLY)  # the volume may be on its way to the archive
 
     def _class(self, name: str) -> StorageClassSpec:
         raw = self._find_class(name)

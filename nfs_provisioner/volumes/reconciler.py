@@ -36,7 +36,7 @@ from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.volumes import adoption, growth
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, decide
-from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.exports import BATCH_DEADLINE, Export
 from nfs_provisioner.volumes.objects import (
     Claim,
     JsonObject,
@@ -51,6 +51,7 @@ from nfs_provisioner.volumes.registry import Registry
 log = logging.getLogger(__name__)
 
 DECIDE = ""  # the lane of what needs no file server
+LEFT = "left/"  # the key, with an export's name behind it, under which attempts that ended elsewhere are taken back
 LIVE = "live/"  # the key, with an export's name behind it, under which records are finished
 MOST_AT_ONCE = 200  # records finished by one request; far from its deadline
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
@@ -100,12 +101,14 @@ class Reconciler:
 
     def volume_went(self, volume: Volume) -> None:
         """A PV vanished; its policy tells later whether its directory is retained or orphaned."""
-        self._last_policy[volume.name] = volume.policy
+        found = self._registry.find(volume.name)
+        if found is None or found[1].state not in (State.ARCHIVED, State.DELETED):  # else it went as it should
+            self._last_policy[volume.name] = volume.policy
 
     def look(self, name: str) -> Situation:
         """Everything that is known about one volume."""
         volume = self._caches.volumes.get(name)
-        found = self._registry.find(name)
+        found = self._registry.find(name, "" if volume is None else volume.export)
         claims = self._caches.claims.by_index(name)
         claim = next(iter(claims), None)
         if volume is not None and volume.claim is not None:
@@ -148,6 +151,9 @@ class Reconciler:
         if key.startswith(LIVE):
             self._finish_records(key, lane)
             return
+        if key.startswith(LEFT):
+            self._take_back_leftovers(key, lane)
+            return
         situation = self.look(key)
         try:
             decision = decide(situation, adopt_from=self._adopt_from)
@@ -164,7 +170,8 @@ class Reconciler:
                 return
             log.debug("%s: %s: %s", key, decision.act, decision.why)
             self._act(situation, decision, export)
-            self._queue.forget(key)
+            if decision.act != "make-live":  # that was only noted: how often it failed is forgotten when it is done
+                self._queue.forget(key)
         except NfsProvisionerError as error:
             self._failed(situation, error, lane)
 
@@ -192,6 +199,30 @@ class Reconciler:
                 self._with_volume.setdefault(export.name, set()).update(waiting)
             self._queue.retry(key, lane, low=True)
 
+    def look_for_leftovers(self) -> None:
+        """A server that failed half-way and came back may still hold what was made on another export instead."""
+        for export in self._registry.all():
+            if any(self._left(export, record) for record in export.catalog.in_state(State.CREATING)):
+                self._queue.add(LEFT + export.name, export.name, low=True)
+
+    def _left(self, export: Export, record: VolumeRecord) -> bool:
+        found = self.look(record.pv)
+        elsewhere = found.export not in (None, export.name)
+        return elsewhere and found.record is not None and found.record.state is not State.CREATING
+
+    def _take_back_leftovers(self, key: str, lane: str) -> None:
+        export = self._registry.get(key.removeprefix(LEFT))
+        for record in export.catalog.in_state(State.CREATING) if export is not None else ():
+            try:
+                if export is not None and self._left(export, record):
+                    self._check()
+                    done: VolumeRecord | None = export.call("undo", record.pv)
+                    export.recorded(None if done is None else done.slim(), record.pv)
+            except (RetryLater, RefusedForSafety) as error:
+                log.info("export %s: %s: %s", export.name if export else "", record.pv, error.message)
+                self._queue.retry(key, lane, low=True)
+                return
+
     def _settled(self, key: str) -> None:
         self._queue.forget(key)
         self._planner.finish(key)
@@ -204,11 +235,16 @@ class Reconciler:
             return self._planner.plan(s).export
         if decision.act == "adopt":
             assert s.volume is not None
-            return adoption.find_export(self._registry, s.volume)
-        assert s.export is not None
-        export = self._registry.get(s.export)
+            export: Export | None = adoption.find_export(self._registry, s.volume)
+        else:
+            assert s.export is not None
+            export = self._registry.get(s.export)
         if export is None:
             raise RetryLater(f"NFSExport {s.export} is gone")
+        if (
+            not export.ready
+        ):  # when it is, every volume is looked at again: until then, asking costs the API server only
+            raise RetryLater(f"export {export.name} cannot be used now: {export.message}", after=SLOWLY)
         return export
 
     def _act(self, s: Situation, decision: Decision, export: Export | None) -> None:
@@ -309,10 +345,11 @@ class Reconciler:
         names = [name for name in waiting if self._may_live(export, name)]
         for start in range(0, len(names), MOST_AT_ONCE):
             batch = names[start : start + MOST_AT_ONCE]
-            results: list[VolumeRecord | NfsProvisionerError] = export.call("make_live", batch)
+            results: list[VolumeRecord | NfsProvisionerError] = export.call("make_live", batch, deadline=BATCH_DEADLINE)
             for name, result in zip(batch, results, strict=True):
                 if isinstance(result, VolumeRecord):
                     export.recorded(result, name)
+                    self._queue.forget(name)
                     self.look_at(name)
                 else:
                     self._failed(self.look(name), result, export.name)
@@ -334,6 +371,8 @@ class Reconciler:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""
         try:
             self._caches.volumes.put(self._api.get(PV, s.name))
+            if self._caches.volumes.get(s.name) is None:  # somebody took our annotation off it, or it went just now
+                raise RefusedForSafety(f"there is a PV {s.name} that is not ours: its directory is left alone")
             self._queue.add(s.name)
             return
         except NotFound:

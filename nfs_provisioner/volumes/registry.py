@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nfs_provisioner.config import ExportSpec, parse_export
-from nfs_provisioner.errors import InvalidInput
+from nfs_provisioner.errors import InvalidInput, LostLeadership
 from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, SERVICE, AlreadyExists, Api, ApiError, NotFound
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 COUNTS_EVERY = 60.0  # seconds
 RETRY = 10.0  # seconds before an API write that failed is tried again
-_NEEDED = frozenset({State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
+_NEEDED = frozenset({State.LIVE, State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class Registry:
         self._sorted: tuple[Export, ...] = ()  # by name; made anew with each change, read for every event
         self._objects: dict[str, ExportObject] = {}
         self._invalid: dict[str, str] = {}
-        self._written: dict[str, tuple[float, JsonObject]] = {}
+        self._written: dict[str, tuple[str, float, JsonObject]] = {}  # uid, when, what
         self._slices: dict[str, Reflector[JsonObject]] = {}
         self._dirty: dict[str, float] = {}  # export -> moment from which it may be published
         self._changed = threading.Condition()
@@ -129,10 +129,14 @@ class Registry:
         """The export of that name."""
         return self._exports.get(name)
 
-    def find(self, pv: str) -> tuple[Export, VolumeRecord] | None:
-        """The export that has a record of `pv`. A volume in use beats a leftover of an attempt elsewhere."""
+    def find(self, pv: str, on: str = "") -> tuple[Export, VolumeRecord] | None:
+        """The export that has a record of `pv`. A volume in use beats a leftover of an attempt elsewhere.
+
+        `on` is the export that the PV itself names: where there is one of that name, no other's record counts.
+        """
         best: tuple[Export, VolumeRecord] | None = None
-        for export in self._sorted:
+        named = self._exports.get(on)
+        for export in self._sorted if named is None else (named,):
             record = export.catalog.get(pv)
             if record is not None and (best is None or best[1].state is State.CREATING):
                 best = export, record
@@ -238,8 +242,13 @@ class Registry:
                     self._publish(name)
                 except NotFound:
                     continue  # deleted meanwhile
+                except LostLeadership:
+                    return  # this process ends; the elector has said why
                 except ApiError as error:
                     log.warning("NFSExport %s: %s", name, error)
+                    self.publish(name, after=RETRY)
+                except Exception:  # the last resort: a thread that ended would leave every status as it is
+                    log.exception("NFSExport %s: unexpected error; tried again", name)
                     self.publish(name, after=RETRY)
 
     def _publish(self, name: str) -> None:
@@ -253,11 +262,15 @@ class Registry:
         if name in self._invalid:
             self._write_status(obj, ExportStatus(obj.generation, "Halted", self._invalid[name], usable=False))
         elif export is not None:
-            self._direct(export)
-            self._write_status(obj, export.status())
+            try:
+                self._direct(export)
+            finally:  # what may not be done in a Service's namespace must not hide the rest from people
+                self._write_status(obj, export.status())
 
     def _write_status(self, obj: ExportObject, status: ExportStatus) -> None:
-        moment, before = self._written.get(obj.name, (0.0, dict(obj.status)))
+        uid, moment, before = self._written.get(obj.name, ("", 0.0, {}))
+        if uid != obj.uid:
+            moment, before = 0.0, dict(obj.status)
         after = status_object(status, before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         age = time.monotonic() - moment
         if after == before or (not urgent(before, after) and age < COUNTS_EVERY):
@@ -268,7 +281,7 @@ class Registry:
         # What is not there any more must not linger: a merge patch removes only what is null.
         gone = {key: None for key in before if key not in after}
         self._api.patch(NFS_EXPORT, obj.name, {"status": after | gone}, subresource="status")
-        self._written[obj.name] = (time.monotonic(), after)
+        self._written[obj.name] = (obj.uid, time.monotonic(), after)
 
     def _keep_finalizer(self, obj: ExportObject, export: Export | None) -> None:
         has = EXPORT_FINALIZER in obj.finalizers
@@ -293,29 +306,34 @@ class Registry:
         service = export.spec.service
         if service is None:
             return
-        if export.client_address is None:
+        if export.client_address is None or export.address_used:  # not asked for while nobody needs it
+            export.address_used = False
             try:
                 found = self._api.get(SERVICE, service.name, service.namespace)
             except NotFound:
                 found = {}
             address = (found.get("spec") or {}).get("clusterIP") or ""
-            if address in ("", "None"):
+            before, export.client_address = export.client_address, None if address in ("", "None") else address
+            if export.client_address is None or export.spec.service != service:
+                export.client_address = None
                 return  # export.client_mount says so to whoever asks; looked for again with the next housekeeping
-            export.client_address = address
+            if before != address:
+                log.info("export %s: clients mount %s (before: %s)", export.name, address, before or "not known")
+                self._services.on_ready(export.name)  # claims wait for it, and volumes of it can be adopted
         active = export.spec.replica(export.active_replica)
         if active is None or not export.ready:
             return
         wanted = endpoint_slice(service.namespace, service.name, active.server, active.name)
         reflector = self._slice_cache(service.namespace)
-        if not reflector.synced.wait(RETRY):
+        if not reflector.synced.wait(1.0):
             self.publish(export.name, after=RETRY)
             return
         present = reflector.get(f"{service.namespace}/{slice_name(service.name)}")
         if present is None:
             try:
                 reflector.put(self._api.create(ENDPOINT_SLICE, wanted, service.namespace))
-            except AlreadyExists:
-                self.publish(export.name, after=1.0)
+            except AlreadyExists:  # somebody else's, or the cache is a moment behind
+                self.publish(export.name, after=RETRY)
         elif any(present.get(key) != wanted[key] for key in ("endpoints", "ports", "addressType")):
             body = {"endpoints": wanted["endpoints"], "ports": wanted["ports"], "metadata": wanted["metadata"]}
             reflector.put(self._api.patch(ENDPOINT_SLICE, slice_name(service.name), body, namespace=service.namespace))

@@ -38,6 +38,7 @@ class ExportStatus:
     promotion: str = ""
     capacity: int | None = None
     available: int | None = None
+    size: int | None = None  # of the active replica's file system, whatever spec.capacity says
     reserved: int = 0
     volumes: int = 0
     archives: int = 0
@@ -48,9 +49,9 @@ class ExportStatus:
     @property
     def used(self) -> int | None:
         """Bytes taken on the active replica's file system, by whomever."""
-        if self.capacity is None or self.available is None:
+        if self.size is None or self.available is None:
             return None
-        return max(0, self.capacity - self.available)
+        return max(0, self.size - self.available)
 
 
 def status_object(status: ExportStatus, before: Mapping[str, Any], now: str) -> JsonObject:

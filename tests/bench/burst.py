@@ -63,6 +63,7 @@ class Burst:
         self._with_volume: dict[str, float] = {}
         self._bound: dict[str, float] = {}
         self._gone: dict[str, float] = {}
+        self._lost = ""  # why the watches cannot tell any more
         for path, on_event in ((VOLUMES, self._on_volume), (self._claims_path, self._on_claim)):
             opened = threading.Event()
             threading.Thread(target=self._watch, args=(path, on_event, opened), daemon=True).start()
@@ -141,6 +142,8 @@ class Burst:
     def _wait_for(self, moments: dict[str, float], what: str) -> None:
         end = time.monotonic() + PATIENCE
         while len(moments) < len(self._names):
+            if self._lost:
+                raise BenchError(self._lost)
             if time.monotonic() > end:
                 raise BenchError(f"only {len(moments)} of {len(self._names)} claims are {what}")
             time.sleep(0.05)
@@ -148,10 +151,18 @@ class Burst:
     # -- what the watches say -----------------------------------------------------------------------------------------
 
     def _watch(self, path: str, on_event: Callable[[Json, float], None], opened: threading.Event) -> None:
-        with Client(self._credentials, timeout=2 * PATIENCE).watch(path) as watch:
-            opened.set()
-            for event in watch:
-                on_event(event, time.monotonic())
+        """One watch after the other from where the last one ended: a busy API server closes those that lag behind."""
+        client = Client(self._credentials, timeout=2 * PATIENCE)
+        query: Json = {}
+        while True:
+            with client.watch(path, **query) as watch:
+                opened.set()
+                for event in watch:
+                    if event["type"] == "ERROR":
+                        self._lost = f"the watch of {path} was lost: {event['object'].get('message')}"
+                        return
+                    on_event(event, time.monotonic())
+                    query = {"resourceVersion": event["object"]["metadata"]["resourceVersion"]}
 
     def _on_volume(self, event: Json, moment: float) -> None:
         claim = event["object"]["spec"].get("claimRef", {}).get("name", "")

@@ -41,7 +41,7 @@ class Floor:
         self._seen: set[str] = set()
 
     def run(self) -> None:
-        """Work until a watch ends."""
+        """Work until the process is killed."""
         for _ in range(self._connections):
             threading.Thread(target=self._send, daemon=True).start()
         opened = threading.Semaphore(0)
@@ -58,14 +58,17 @@ class Floor:
             watch.join()
 
     def _watch(self, path: str, on_object: Callable[[Json], None], opened: threading.Semaphore) -> None:
-        connection = self._credentials.connect(PATIENCE)
-        connection.request("GET", f"{path}?watch=1", headers=self._headers)
-        response = connection.getresponse()
-        opened.release()
-        while line := response.readline():
-            event = json.loads(line)
-            if event["type"] != "DELETED":
-                on_object(event["object"])
+        """A busy API server closes watches that lag behind; the next one begins with everything there is."""
+        while True:
+            connection = self._credentials.connect(PATIENCE)
+            connection.request("GET", f"{path}?watch=1", headers=self._headers)
+            response = connection.getresponse()
+            opened.release()
+            while line := response.readline():
+                event = json.loads(line)
+                if event["type"] != "DELETED":
+                    on_object(event["object"])
+            connection.close()
 
     def _on_claim(self, claim: Json) -> None:
         metadata, spec = claim["metadata"], claim["spec"]

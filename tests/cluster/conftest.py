@@ -14,12 +14,17 @@ from tests.plugins.controller import NAMESPACE
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 
 
+def shipped(plane: ControlPlane) -> None:
+    """Applies the CRD, the namespace, the ServiceAccount and the roles as they are shipped."""
+    files = [f"--filename={MANIFESTS / name}.yaml" for name in ("crd", "namespace", "serviceaccount", "rbac")]
+    plane.kubectl("apply", *files)
+    plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/nfsexports.nfs-provisioner.io")
+
+
 @pytest.fixture(scope="session")
 def account(control_plane: ControlPlane) -> Path:
-    """The CRD, the namespace, the ServiceAccount and the roles as shipped; a kubeconfig with the account's token."""
-    files = [f"--filename={MANIFESTS / name}.yaml" for name in ("crd", "namespace", "serviceaccount", "rbac")]
-    control_plane.kubectl("apply", *files)
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/nfsexports.nfs-provisioner.io")
+    """The kubeconfig of the controller's account."""
+    shipped(control_plane)
     return control_plane.service_account_kubeconfig(NAMESPACE, "nfs-provisioner")
 
 

@@ -29,6 +29,7 @@ PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 EXPORT_LABEL = "nfs-provisioner.io/export"
 RESTORE = "nfs-provisioner.io/restore-archive"
 REQUEST = "nfs-provisioner.io/request"
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/nfs-provisioner/leases/nfs-provisioner"
 DEADLINE = 60.0
 
 Found = TypeVar("Found")
@@ -95,7 +96,9 @@ class ExportOnDisk:
         held = {r["directory"]: r for r in records.values() if r["state"] != "deleted"}
         assert len(held) == sum(r["state"] != "deleted" for r in records.values()), "two records name one directory"
         tops = {directory.split("/")[0] for directory in held}
-        assert self.entries(replica) == tops, f"replica {replica}: entries and records differ: {self.entries(replica) ^ tops}"
+        assert self.entries(replica) == tops, (
+            f"replica {replica}: entries and records differ: {self.entries(replica) ^ tops}"
+        )
         for directory, record in held.items():
             assert (self.root(replica) / directory).stat().st_ino == record["inode"], record
         assert self.leftovers(replica) == []
@@ -185,19 +188,30 @@ class Site:
         return found
 
     def storage_class(
-        self, name: str, export: ExportOnDisk | None = None, *, parameters: Mapping[str, str] | None = None, **fields: Any
+        self,
+        name: str,
+        export: ExportOnDisk | None = None,
+        *,
+        parameters: Mapping[str, str] | None = None,
+        **fields: Any,
     ) -> str:
         """A class on `export` alone (if given); returns its full name."""
-        body = {
+        self.api.post(CLASSES, self.class_body(name, export, parameters) | fields).ok()
+        if self.name(name) not in self._classes:
+            self._classes.append(self.name(name))
+        return self.name(name)
+
+    def class_body(
+        self, name: str, export: ExportOnDisk | None = None, parameters: Mapping[str, str] | None = None
+    ) -> Json:
+        return {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
             "metadata": {"name": self.name(name)},
             "provisioner": self.provisioner,
             "allowVolumeExpansion": True,
             "parameters": ({"export": export.name} if export else {}) | dict(parameters or {}),
         }
-        self.api.post(CLASSES, body | fields).ok()
-        if self.name(name) not in self._classes:
-            self._classes.append(self.name(name))
-        return self.name(name)
 
     def replace_class(self, full_name: str, **fields: Any) -> None:
         """Parameters are immutable: correcting a class is deleting it and making it anew."""
@@ -303,6 +317,7 @@ class Site:
         """Ends the controllers, then removes every object, finalizers and all."""
         for controller in self._controllers:
             controller.kill()
+        self.api.delete(LEASE)  # of a controller that a test killed: the next module need not wait for its end
         for namespace in self._namespaces:
             self.api.delete(f"{NAMESPACES}/{namespace}/persistentvolumeclaims")
             self.api.delete(f"{NAMESPACES}/{namespace}")

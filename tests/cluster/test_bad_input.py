@@ -286,11 +286,12 @@ def test_export_whose_replicas_are_one_directory_halts_and_goes_on_once_correcte
     site.exports[twice.name] = twice
     storage_class = site.storage_class("twice", twice)
     claim = site.claim("twice", storage_class)
-    halted = eventually(
-        lambda: (s := site.export_status(twice)).get("phase") == "Halted" and s, "the export is Halted"
-    )
+    halted = eventually(lambda: (s := site.export_status(twice)).get("phase") == "Halted" and s, "the export is Halted")
     assert isinstance(halted, dict)
-    assert "same directory" in halted["conditions"][0]["message"] or "share a directory" in halted["conditions"][0]["message"]
+    assert (
+        "same directory" in halted["conditions"][0]["message"]
+        or "share a directory" in halted["conditions"][0]["message"]
+    )
     refused(site, controller, claim, twice.name)
     assert list(twice.root("a").iterdir()) == []
     site.bind("twice-neighbour", plain)
@@ -306,7 +307,9 @@ def test_export_that_cannot_be_understood_says_so_in_its_status(site: Site, cont
     body["spec"]["replicas"][0]["mountPath"] = "/elsewhere/a"
     site.api.post(EXPORTS, body).ok()
     site.exports[outside.name] = outside
-    status: Any = eventually(lambda: (s := site.export_status(outside)).get("phase") == "Halted" and s, "it says Halted")
+    status: Any = eventually(
+        lambda: (s := site.export_status(outside)).get("phase") == "Halted" and s, "it says Halted"
+    )
     message = status["conditions"][0]["message"]
     assert "mountPath" in message and str(site.mounts) in message
     claim = site.claim("outside", site.storage_class("outside", outside))

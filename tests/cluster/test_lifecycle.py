@@ -248,7 +248,9 @@ def test_growth_that_does_not_fit_says_so_and_can_be_taken_back(site: Site, smal
     def refused(found: Json) -> bool:
         conditions = found["status"].get("conditions") or []
         infeasible = found["status"].get("allocatedResourceStatuses") == {"storage": "ControllerResizeInfeasible"}
-        return infeasible and any(c["type"] == "ControllerResizeError" and "promised" in c["message"] for c in conditions)
+        return infeasible and any(
+            c["type"] == "ControllerResizeError" and "promised" in c["message"] for c in conditions
+        )
 
     site.api.eventually(site.claim_path(claim), refused)
     site.event(claim, "VolumeResizeFailed", small.name)

@@ -33,7 +33,11 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     found = binaries.find()
     if isinstance(found, binaries.Missing):
         unavailable(f"has no control plane: {found.reason}")
-    with ControlPlane.start(tmp_path_factory.mktemp("control-plane"), no_fsync=True, controller_manager_flags=("--pvclaimbinder-sync-period=2s",)) as running:
+    with ControlPlane.start(
+        tmp_path_factory.mktemp("control-plane"),
+        no_fsync=True,
+        controller_manager_flags=("--pvclaimbinder-sync-period=2s",),
+    ) as running:
         yield running
 
 

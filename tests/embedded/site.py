@@ -180,6 +180,13 @@ class Site:
     def volumes(self) -> list[Json]:
         return list(self.api.list(PV)[0])
 
+    def export_status(self, name: str) -> Json:
+        found: Json = self.api.get(NFS_EXPORT, name).get("status") or {}
+        return found
+
+    def export_ready(self, name: str) -> None:
+        self.until(lambda: self.export_status(name).get("phase") == "Ready", f"NFSExport {name} is not Ready")
+
     def events(self, reason: str) -> list[str]:
         """Messages of all Events with this reason."""
         found: list[str] = []

@@ -1,4 +1,4 @@
-"""Servers that end with their test."""
+"""Servers, installations and broken disks that end with their test."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from nfs_provisioner.export import attachment
+from nfs_provisioner.export.replica import Replica
+from nfs_provisioner.kube import workqueue
+from nfs_provisioner.replication import mirror
+from nfs_provisioner.volumes import decisions, exports
 from tests.nfs.ganesha import HOST, Export, Ganesha
-from tests.nfs.stand import Stand
+from tests.nfs.stand import CALL_DEADLINE, Stand
+from tests.plugins.hang import HangingDirectory
+from tests.plugins.loopfs import MIB, LoopFileSystem
 
 ServerFactory = Callable[..., Ganesha]
+MakeHanging = Callable[[str, str], HangingDirectory]
 
 
 @pytest.fixture
@@ -41,3 +49,44 @@ def stand(tmp_path: Path) -> Iterator[Stand]:
     """An installation without exports, whose controller is not started yet."""
     with Stand(tmp_path / "stand") as made:
         yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product's own rules with shorter times: what is waited for here is that things happen, not how late."""
+    give_calls_up_after(CALL_DEADLINE, monkeypatch)
+    monkeypatch.setattr(workqueue.exponential, "__defaults__", (0.1, 1.0))
+    monkeypatch.setattr(attachment, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(attachment, "LONGEST_PAUSE", 1.0)
+    monkeypatch.setattr(exports, "FIRST_LOOK", 1.0)
+    monkeypatch.setattr(decisions, "LOOK_AGAIN", 0.5)
+    monkeypatch.setattr(mirror, "LONGEST_PAUSE", 1.0)
+
+
+def give_calls_up_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the deadline of every call on a replica that names no other."""
+    assert Replica.call.__kwdefaults__ is not None
+    monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", seconds)
+
+
+@pytest.fixture
+def hanging(stand: Stand, tmp_path: Path) -> Iterator[MakeHanging]:
+    """`hanging(export, replica)`: a directory below the mount root that does what it is told."""
+    with ExitStack() as mounts:
+
+        def make(export: str, replica: str) -> HangingDirectory:
+            backing = tmp_path / "backing" / export / replica
+            backing.mkdir(parents=True)
+            return mounts.enter_context(HangingDirectory(backing, stand.exports / export / replica))
+
+        yield make
+        stand.stop_controller()
+
+
+@pytest.fixture
+def disk(stand: Stand, tmp_path: Path) -> Iterator[LoopFileSystem]:
+    """A small file system of its own, mounted where replica a of export `disk` is expected."""
+    mountpoint = stand.exports / "disk" / "a"
+    with LoopFileSystem(tmp_path / "image", 16 * MIB, mountpoint=mountpoint) as found:
+        yield found
+        stand.stop_controller()

@@ -1,4 +1,4 @@
-"""Replicas that hang, refuse, fill up, vanish or turn into something else, under the whole controller.
+"""Replicas that hang, refuse, fill up or take long, under the whole controller.
 
 What a healthy export does is compared with what a sick one still does (its claims are all Bound while the other still
 hangs), never with a number of seconds.
@@ -9,18 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from nfs_provisioner.export import attachment
-from nfs_provisioner.export.replica import Replica
-from nfs_provisioner.kube import workqueue
-from nfs_provisioner.replication import mirror
-from nfs_provisioner.volumes import decisions, exports
+from tests.nfs.conftest import MakeHanging, give_calls_up_after
 from tests.nfs.stand import (
     CALL_DEADLINE,
     CONTROL,
@@ -29,61 +22,16 @@ from tests.nfs.stand import (
     entries,
     eventually,
     has_exactly,
-    identity,
     leftovers,
     records,
 )
-from tests.plugins.hang import CHANGES, HangingDirectory
+from tests.plugins.hang import CHANGES
 from tests.plugins.loopfs import MIB, LoopFileSystem
-from tests.plugins.packages import require_root
 
-pytestmark = pytest.mark.nfs
+pytestmark = [pytest.mark.nfs, pytest.mark.usefixtures("impatient")]
 
 #: A deadline that a busy machine does not reach by being slow.
 UNHURRIED = 7.0
-
-MakeHanging = Callable[[str, str], HangingDirectory]
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product's own rules with shorter times: what is waited for here is that things happen, not how late."""
-    give_calls_up_after(CALL_DEADLINE, monkeypatch)
-    monkeypatch.setattr(workqueue.exponential, "__defaults__", (0.1, 1.0))
-    monkeypatch.setattr(attachment, "FIRST_PAUSE", 0.2)
-    monkeypatch.setattr(attachment, "LONGEST_PAUSE", 1.0)
-    monkeypatch.setattr(exports, "FIRST_LOOK", 1.0)
-    monkeypatch.setattr(decisions, "LOOK_AGAIN", 0.5)
-    monkeypatch.setattr(mirror, "LONGEST_PAUSE", 1.0)
-
-
-def give_calls_up_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the deadline of every call on a replica that names no other."""
-    assert Replica.call.__kwdefaults__ is not None
-    monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", seconds)
-
-
-@pytest.fixture
-def hanging(stand: Stand, tmp_path: Path) -> Iterator[MakeHanging]:
-    """`hanging(export, replica)`: a directory below the mount root that does what it is told."""
-    with ExitStack() as mounts:
-
-        def make(export: str, replica: str) -> HangingDirectory:
-            backing = tmp_path / "backing" / export / replica
-            backing.mkdir(parents=True)
-            return mounts.enter_context(HangingDirectory(backing, stand.exports / export / replica))
-
-        yield make
-        stand.stop_controller()
-
-
-@pytest.fixture
-def disk(stand: Stand, tmp_path: Path) -> Iterator[LoopFileSystem]:
-    """A small file system of its own, mounted where replica a of export `disk` is expected."""
-    mountpoint = stand.exports / "disk" / "a"
-    with LoopFileSystem(tmp_path / "image", 16 * MIB, mountpoint=mountpoint) as found:
-        yield found
-        stand.stop_controller()
 
 
 # -- a server that does not answer ------------------------------------------------------------------------------------
@@ -118,13 +66,13 @@ def test_h33_a_replica_that_hangs_while_volumes_are_made(
     stand.local_export("well")
     stand.export("sick", {"a": sick.path})
     stand.start_controller().ready("sick", "well")
-    hung = stand.worker("sick", "a")
     sick.hang(only={"mkdir"})
     # More than there are workers and connections: none of them may be one that others need.
     waiting = stand.claims("sick", 15)
     sick.wait_for_hung_call()
     stand.bound(*stand.claims("well", 20))
-    assert stand.worker("sick", "a") == hung and sick.waiting() > 0  # the others did not even wait for its deadline
+    assert stand.replica("sick", "a").up and sick.waiting() > 0  # the others did not even wait for its deadline
+    give_calls_up_after(CALL_DEADLINE, monkeypatch)
     assert {stand.phase(name) for name in waiting} == {"Pending"}
     stand.replica_says("sick", "a", "no answer to")
     stand.event(waiting[0], "ProvisioningFailed", "replica a", "no answer to")
@@ -146,13 +94,12 @@ def test_h33_a_hanging_standby_delays_no_claim_of_its_partner(
     stand.start_controller().ready("pair")
     before = stand.bound(*stand.claims("pair", 3))
     assert eventually(lambda: has_exactly(standby.backing, before), "the standby follows")
-    hung = stand.worker("pair", "b")
     standby.hang()
     standby.wait_for_hung_call()
     during = stand.bound(*stand.claims("pair", 20))
     stand.delete(*before[:2])
     stand.gone(*before[:2])
-    assert stand.worker("pair", "b") == hung  # nobody waited for its deadline
+    assert stand.replica("pair", "b").up and standby.waiting() > 0  # nobody waited for its deadline
     stand.replica_says("pair", "b", "no answer to")
     stand.says("pair", "Degraded", "replica b", "no answer to")
     assert entries(standby.backing) == {directory_of(volume) for volume in before}  # and it has not followed
@@ -300,137 +247,6 @@ def test_h62_a_squashed_root_is_named_at_once_and_refused_where_it_matters(stand
     assert stand.phase(refused) == "Pending"
 
 
-# -- directories that are not what they seem --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("means", ["symlink", "bind"])
-def test_two_replicas_on_one_directory_are_refused(stand: Stand, means: str) -> None:
-    active, again = stand.exports / "twice" / "a", stand.exports / "twice" / "b"
-    active.mkdir(parents=True)
-    with ExitStack() as mounts:
-        if means == "symlink":
-            again.symlink_to(active)
-        else:
-            mounts.enter_context(BindMount(active, again))
-        stand.export("twice", {"a": active, "b": again})
-        stand.start_controller()
-        stand.says("twice", "Halted", "replicas a and b are the same directory")
-        waiting = stand.claim("twice")
-        stand.event(waiting, "ProvisioningFailed", "same directory")
-        assert list(active.iterdir()) == []
-        stand.stop_controller()
-
-
-def test_two_replicas_that_are_two_mounts_of_one_directory_are_no_pair(stand: Stand, hanging: MakeHanging) -> None:
-    active = hanging("twice", "a")
-    # As the same server under two names: nothing in stat(2) tells that these are one directory.
-    with HangingDirectory(active.backing, stand.exports / "twice" / "b") as again:
-        stand.export("twice", {"a": active.path, "b": again.path})
-        stand.start_controller()
-        stand.says("twice", "Degraded", "replica b", "is replica 'a''s")
-        volume = stand.bind("twice")
-        assert eventually(lambda: has_exactly(active.backing, [volume]), "the first goes on alone")
-        stand.stop_controller()
-
-
-def test_h46_a_mount_that_is_missing_at_the_start_is_not_taken_for_an_empty_export(
-    stand: Stand, disk: LoopFileSystem
-) -> None:
-    stand.export("disk", {"a": disk.path})
-    stand.start_controller().ready("disk")
-    volume = stand.bind("disk")
-    stand.stop_controller()
-    disk.unmount()
-    stand.start_controller()
-    stand.says("disk", "Halted", "active replica a", "export.json is gone", "not mounted")
-    waiting = stand.claim("disk")
-    stand.event(waiting, "ProvisioningFailed", "export disk", "export.json is gone")
-    stand.delete(volume)
-    stand.event(volume["metadata"]["name"], "VolumeFailedDelete", "not touched")
-    assert list(disk.path.iterdir()) == []
-    disk.mount()
-    (after,) = stand.bound(waiting)
-    stand.gone(volume)
-    names = {"lost+found", f"archived-{directory_of(volume)}", directory_of(after)}
-    assert eventually(lambda: entries(disk.path) == names, "both went on")
-
-
-def test_h46_a_mount_that_goes_away_while_the_controller_runs_is_noticed(stand: Stand, disk: LoopFileSystem) -> None:
-    stand.export("disk", {"a": disk.path})
-    stand.start_controller().ready("disk")
-    volume = stand.bind("disk")
-    disk.unmount()
-    stand.says("disk", "Halted", "active replica a", "export.json is gone")
-    waiting = stand.claim("disk")
-    stand.event(waiting, "ProvisioningFailed", "export disk", "export.json is gone")
-    assert list(disk.path.iterdir()) == []
-    disk.mount()
-    (after,) = stand.bound(waiting)
-    assert entries(disk.path) == {"lost+found", directory_of(volume), directory_of(after)}
-
-
-def test_h38_two_mounts_that_were_swapped_are_left_alone(stand: Stand) -> None:
-    roots = stand.local_export("pair", "ab")
-    stand.start_controller().ready("pair")
-    volume = stand.bind("pair")
-    assert eventually(lambda: has_exactly(roots["b"], [volume]), "the standby follows")
-    stand.stop_controller()
-    swap(roots["a"], roots["b"])
-    before = {replica: tree(root) for replica, root in roots.items()}
-    stand.start_controller()
-    stand.says("pair", "Halted", "active replica a", "replica 'b''s", "two mounts are swapped")
-    waiting = stand.claim("pair")
-    stand.event(waiting, "ProvisioningFailed", "two mounts are swapped")
-    assert {replica: tree(root) for replica, root in roots.items()} == before
-    swap(roots["a"], roots["b"])
-    volumes = [volume, *stand.bound(waiting)]
-    stand.ready("pair")
-    for root in roots.values():
-        assert eventually(lambda root=root: has_exactly(root, volumes), "both go on")  # type: ignore[misc]
-
-
-def test_a_replaced_standby_waits_for_accept_and_is_made_again(stand: Stand) -> None:
-    roots = stand.local_export("pair", "ab")
-    stand.start_controller().ready("pair")
-    volumes = stand.bound(*stand.claims("pair", 4))
-    stand.delete(volumes[0])
-    stand.gone(volumes[0])
-    names = {directory_of(volume) for volume in volumes[1:]} | {f"archived-{directory_of(volumes[0])}"}
-    assert eventually(lambda: entries(roots["b"]) == names, "the standby follows")
-    # A pair knows its members long before the next round of housekeeping.
-    assert eventually(lambda: set(identity(roots["a"])["members"]) == {"a", "b"}, "the members are noted", 5)
-    stand.stop_controller()
-    replace_by_empty(roots["b"])
-    stand.start_controller()
-    stand.replica_says("pair", "b", "is empty now", "accept pair --replica b")
-    stand.bind("pair")  # its partner goes on alone
-    assert list(roots["b"].iterdir()) == []
-    epoch = stand.status("pair")["epoch"]
-    stand.request("pair", f"accept --replica b epoch={epoch + 1}")
-    eventually(lambda: stand.status("pair").get("lastHandledRequest", {}).get("result") == "Refused", "another epoch's")
-    assert list(roots["b"].iterdir()) == []
-    stand.request("pair", f"accept --replica b epoch={epoch}")
-    eventually(lambda: stand.status("pair").get("lastHandledRequest", {}).get("result") == "Done", "accepted")
-    stand.ready("pair")
-    assert eventually(lambda: entries(roots["b"]) == entries(roots["a"]) > names, "its directories are made again")
-
-
-def test_a_replaced_active_disk_stops_the_pair_and_touches_neither_side(stand: Stand) -> None:
-    roots = stand.local_export("pair", "ab")
-    stand.start_controller().ready("pair")
-    volumes = stand.bound(*stand.claims("pair", 2))
-    assert eventually(lambda: has_exactly(roots["b"], volumes), "the standby follows")
-    stand.stop_controller()
-    replace_by_empty(roots["a"])
-    before = tree(roots["b"])
-    stand.start_controller()
-    stand.says("pair", "Halted", "active replica a", "export.json is gone", "accept pair --replica a")
-    waiting = stand.claim("pair")
-    stand.event(waiting, "ProvisioningFailed", "export pair", "export.json is gone")
-    assert list(roots["a"].iterdir()) == []
-    assert tree(roots["b"]) == before
-
-
 # -- deletions that take long -----------------------------------------------------------------------------------------
 
 
@@ -457,46 +273,3 @@ def test_h14_a_large_volume_is_removed_while_claims_and_deletions_go_on(stand: S
     assert entries(slow.backing) == {directory_of(volume) for volume in made}
     slow.release()
     assert eventually(lambda: has_exactly(slow.backing, made), "the trash is empty")
-
-
-# -- what breaks disks ------------------------------------------------------------------------------------------------
-
-
-class BindMount:
-    """`path` shows `target` too."""
-
-    def __init__(self, target: Path, path: Path) -> None:
-        require_root("a bind mount")
-        self._target, self._path = target, path
-
-    def __enter__(self) -> BindMount:
-        self._path.mkdir()
-        subprocess.run(("mount", "--bind", str(self._target), str(self._path)), check=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(("umount", "--lazy", str(self._path)), check=True)
-
-
-def swap(one: Path, two: Path) -> None:
-    aside = one.with_name("aside")
-    one.rename(aside)
-    two.rename(one)
-    aside.rename(two)
-
-
-def replace_by_empty(root: Path) -> None:
-    root.rename(root.with_name(f"old-{root.name}"))
-    root.mkdir()
-
-
-def tree(root: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Everything below, with contents and times: what differs was touched."""
-    return {
-        str(path.relative_to(root)): (
-            path.lstat().st_ino,
-            path.lstat().st_ctime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in root.rglob("*")
-    }

@@ -29,7 +29,7 @@ from tests.controlplane.processes import free_ports
 Json = dict[str, Any]
 
 #: Leases short enough to see one pass, long enough for a busy machine to renew.
-SHORT_LEASE = {"leaseDuration": "4s", "renewDeadline": "3s", "retryPeriod": "500ms"}
+SHORT_LEASE = {"leaseDuration": "8s", "renewDeadline": "6s", "retryPeriod": "500ms"}
 NAMESPACE = "nfs-provisioner"
 DEADLINE = 60.0
 
@@ -54,6 +54,7 @@ class Controller:
         *,
         provisioner: str,
         mount_root: Path,
+        bind: str = "127.0.0.1",
         lease: Mapping[str, object] | None = None,
         **settings: object,
     ) -> None:
@@ -63,12 +64,12 @@ class Controller:
         self.config_file = directory / "config.yaml"
         self.log_file = directory / "controller.log"
         (self.port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{bind}:{self.port}"
         self.config: Json = {
             "apiVersion": "nfs-provisioner.io/v1alpha1",
             "kind": "ProvisionerConfig",
             "provisioner": provisioner,
-            "http": {"bind": "127.0.0.1", "port": self.port},
+            "http": {"bind": bind, "port": self.port},
             "mountRoot": str(mount_root),
             "leaderElection": {"namespace": NAMESPACE, **(lease or {})},
             "log": {"level": "debug"},
@@ -83,6 +84,12 @@ class Controller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """SIGTERM first, so that the lease is given back and the next controller need not wait for its end."""
+        if self._process is not None and self._process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
         self.kill()
 
     def configure(self, **settings: object) -> None:
@@ -206,7 +213,9 @@ class Controller:
         code, body = self.http("/metrics")
         assert code == 200, f"/metrics answered {code}: {body}"
         return [
-            (dict(_LABEL.findall(labels)), float(value)) for found, labels, value in _SAMPLE.findall(body) if found == name
+            (dict(_LABEL.findall(labels)), float(value))
+            for found, labels, value in _SAMPLE.findall(body)
+            if found == name
         ]
 
     @property

@@ -5,8 +5,6 @@ stdin, each answered with one line on stdout. Must not change what it passes on:
 links, owners, extended attributes and rename's flags are those of the backing file system, and nothing is cached.
 """
 
-# ruff: noqa: ARG002 - the signatures are mfusepy's
-
 from __future__ import annotations
 
 import argparse

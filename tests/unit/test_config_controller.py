@@ -123,6 +123,7 @@ def test_a_key_without_a_value_is_its_default() -> None:
         ("mountRoot: /exports/", 3, "mountRoot", "not a clean absolute path"),
         ("mountRoot: /a//b", 3, "mountRoot", "not a clean absolute path"),
         ("mountRoot: /a/../b", 3, "mountRoot", "not a clean absolute path"),
+        ("mountRoot: /a/./b", 3, "mountRoot", "not a clean absolute path"),
         ("mountRoot: /", 3, "mountRoot", "not a clean absolute path"),
         ("mountRoot: ''", 3, "mountRoot", "is empty"),
         ('mountRoot: "/a\\nb"', 3, "mountRoot", "control characters"),

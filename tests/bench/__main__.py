@@ -1,0 +1,88 @@
+"""`python -m tests.bench`: measures provisioning beside the floor on a real control plane; one table on stdout.
+
+Nothing is asserted: machines are shared and noisy, and only a person can say what a figure is worth. Exit code 1 when
+something could not be measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nfs_provisioner import __version__
+from tests.bench import measure, report
+from tests.bench.burst import BenchError
+from tests.bench.stand import Stand, progress
+from tests.controlplane import binaries
+from tests.controlplane.controlplane import ControlPlane
+from tests.controlplane.processes import StartupError
+
+PARTS = ("claims", "idle", "memory")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this alone; may be repeated")
+    parser.add_argument("--rounds", type=_positive, default=5, help="each figure is the median of so many (5)")
+    parser.add_argument("--claims", type=_positive, default=1000, help="claims in the burst (1000)")
+    parser.add_argument("--existing", type=_positive, default=10_000, help="claims that a start finds (10000)")
+    parser.add_argument("--keep", action="store_true", help="leave the directory with logs and exports")
+    arguments = parser.parse_args()
+    directory = Path(tempfile.mkdtemp(prefix="nfs-provisioner-bench-"))
+    try:
+        print(_run(arguments, directory))
+    except (BenchError, StartupError, AssertionError) as error:  # AssertionError: what clients and waits of tests raise
+        print(f"not measured: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if arguments.keep:
+            progress(f"kept: {directory}")
+        else:
+            shutil.rmtree(directory)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, directory: Path) -> str:
+    if isinstance(binaries.find(build=False), binaries.Missing):
+        progress("building the control plane, once for this machine; this takes some minutes")
+    parts = arguments.only or PARTS
+    rows: list[report.Row] = []
+    with ControlPlane.start(directory / "control-plane") as plane:
+        stand = Stand(plane, directory)
+        if "claims" in parts:
+            rows += report.burst_rows(measure.bursts(stand, arguments.rounds, arguments.claims))
+        if "idle" in parts:
+            rows += report.idle_rows(measure.idle(stand, arguments.rounds))
+        if "memory" in parts:
+            rows += report.start_rows(measure.starts(stand, arguments.rounds, arguments.existing), arguments.existing)
+        return f"{_circumstances(arguments, stand)}\n\n{report.table(rows)}"
+
+
+def _circumstances(arguments: argparse.Namespace, stand: Stand) -> str:
+    """What a reader needs to judge the figures, or to get them again."""
+    command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`: medians, rounds: {arguments.rounds} (least to most), "
+        f"floor and ours by turns.\n"
+        f"{os.cpu_count()} cores {platform.machine()}, Linux {platform.release()}, "
+        f"nfs-provisioner {__version__}, {python}, {stand.versions}."
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""The cluster is gone, the data is not: manifests out of an export's records, applied to a new API server."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nfs_provisioner.cli import main
+from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.kube.api import NAMESPACE, PV, PVC, load
+from tests.embedded.site import MI, Site
+
+Json = dict[str, Any]
+
+
+def recovered(site: Site, capsys: pytest.CaptureFixture[str]) -> tuple[list[Json], str]:
+    """What `recover ROOT` prints: the documents on stdout, the notes on stderr."""
+    capsys.readouterr()
+    assert main(["recover", str(site.root)]) == 0
+    printed = capsys.readouterr()
+    return list(yaml.safe_load_all(io.StringIO(printed.out))), printed.err
+
+
+def test_pvs_come_first_without_a_uid_and_then_claims_that_name_them(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.claim("one", labels={"app": "x"}, annotations={"mine": "1"})
+    site.claim("two", "20Mi")
+    with site.controller():
+        names = {name: site.bound(name) for name in ("one", "two")}
+    documents, notes = recovered(site, capsys)
+    assert [d["kind"] for d in documents] == ["PersistentVolume"] * 2 + ["PersistentVolumeClaim"] * 2
+    for pv in documents[:2]:
+        assert set(pv["spec"]["claimRef"]) == {"apiVersion", "kind", "namespace", "name"}
+        assert "uid" not in pv["metadata"] and "resourceVersion" not in pv["metadata"] and "status" not in pv
+    for claim in documents[2:]:
+        assert claim["spec"]["volumeName"] == names[claim["metadata"]["name"]]
+    one = next(d for d in documents[2:] if d["metadata"]["name"] == "one")
+    assert one["metadata"]["labels"] == {"app": "x"} and one["metadata"]["annotations"] == {"mine": "1"}
+    assert notes == ""
+
+
+def test_applied_to_a_new_cluster_the_claims_are_bound_to_their_data(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        (site.directory_of(pv) / "file").write_text("data")
+        site.grow("data", "20Mi")
+        site.until(lambda: (r := site.record(pv)) is not None and r.requested == 20 * MI, "it has not grown")
+    documents, _ = recovered(site, capsys)
+    with EmbeddedApiServer() as server:
+        api = load(str(server.write_kubeconfig(tmp_path / "new")))
+        api.create(NAMESPACE, {"metadata": {"name": "shop"}})
+        for document in documents:
+            api.create(PV if document["kind"] == "PersistentVolume" else PVC, document)
+        site.until(lambda: api.get(PVC, "data", "shop")["status"]["phase"] == "Bound", "the claim is not Bound")
+        claim, volume = api.get(PVC, "data", "shop"), api.get(PV, pv)
+    assert claim["spec"]["volumeName"] == pv
+    assert claim["status"]["capacity"]["storage"] == "20Mi" or claim["status"]["capacity"]["storage"] == str(20 * MI)
+    assert volume["status"]["phase"] == "Bound"
+    assert volume["spec"]["nfs"]["path"].rsplit("/", 1)[1] == site.directory_of(pv).name
+
+
+def test_the_controller_of_the_new_cluster_takes_the_volumes_over_after_accept(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        (site.directory_of(pv) / "file").write_text("data")
+    documents, _ = recovered(site, capsys)
+    with EmbeddedApiServer() as server:
+        new = Site(server, tmp_path / "second")
+        new.mount_root, new.root = site.mount_root, site.root
+        new.make_export()
+        new.make_class()
+        for document in documents:
+            new.api.create(PV if document["kind"] == "PersistentVolume" else PVC, document)
+        with new.controller():
+            new.until(lambda: new.export_status("web").get("phase") == "Halted", "another cluster's export is used")
+            assert main(["accept", "web", "--replica", "a", "--kubeconfig", str(new.kubeconfig)]) == 0
+            assert new.bound("data") == pv
+            record = new.until(
+                lambda: (
+                    (r := new.record(pv)) and r.claim.uid == new.api.get(PVC, "data", "shop")["metadata"]["uid"] and r
+                ),
+                "the record does not follow the new claim",
+            )
+            assert (site.root / record.directory / "file").read_text() == "data"
+            new.delete_claim("data")
+            new.gone(pv)
+        assert new.directories() == [f"archived-{record.directory}"]
+
+
+def test_what_has_no_manifest_is_named_and_a_damaged_record_hides_no_other(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("kept", "gone", "hurt"):
+        site.claim(name)
+    with site.controller():
+        pvs = {name: site.bound(name) for name in ("kept", "gone", "hurt")}
+        site.delete_claim("gone")
+        site.gone(pvs["gone"])
+    (site.root / ".nfs-provisioner" / "volumes" / f"{pvs['hurt']}.json").write_text("{")
+    documents, notes = recovered(site, capsys)
+    assert [d["metadata"]["name"] for d in documents] == [pvs["kept"], "kept"]
+    assert pvs["gone"] in notes and "archived" in notes
+    assert pvs["hurt"] in notes
+
+
+def test_a_directory_that_is_no_export_is_an_error_that_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recover", str(tmp_path)]) == 1
+    assert "export.json" in capsys.readouterr().err
+    assert main(["recover", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_it_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.claim("data")
+    with site.controller():
+        site.bound("data")
+    before = {path: path.lstat().st_ctime_ns for path in site.root.rglob("*")}
+    recovered(site, capsys)
+    assert {path: path.lstat().st_ctime_ns for path in site.root.rglob("*")} == before

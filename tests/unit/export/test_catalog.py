@@ -1,0 +1,125 @@
+"""Names that owners hold, and names that were given up a moment ago."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from nfs_provisioner.errors import Infeasible, RetryLater
+from nfs_provisioner.export.catalog import Catalog
+from nfs_provisioner.export.records import State, VolumeRecord
+from tests.unit.export.world import volume
+
+
+class Clock:
+    """A clock that stands until it is set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def catalog(clock: Clock) -> Catalog:
+    return Catalog(clock=clock)
+
+
+def live(pv: str, directory: str) -> VolumeRecord:
+    return replace(volume(pv, directory), state=State.LIVE)
+
+
+def archived(record: VolumeRecord) -> VolumeRecord:
+    return replace(
+        record, state=State.ARCHIVED, directory=f"archived-{record.directory}", former=record.directory, rev=9
+    )
+
+
+def test_h03_a_directory_has_one_owner(catalog: Catalog) -> None:
+    catalog.reserve(volume("one", "a-b-c"))
+    with pytest.raises(Infeasible, match="the volume of claim ns/one"):
+        catalog.reserve(volume("two", "a-b-c"))
+    catalog.reserve(volume("one", "a-b-c"))
+    catalog.drop("one")
+    catalog.reserve(volume("two", "a-b-c"))
+
+
+@pytest.mark.parametrize("other", ["team/app/sub", "team", "team/app"])
+def test_h04_a_volume_lies_neither_inside_nor_around_another(catalog: Catalog, other: str) -> None:
+    catalog.reserve(volume("one", "team/app"))
+    with pytest.raises(Infeasible):
+        catalog.reserve(volume("two", other))
+    catalog.reserve(volume("three", "team/app-2"))
+
+
+def test_h04_the_target_of_a_move_is_owned_too(catalog: Catalog) -> None:
+    catalog.put(replace(live("one", "app"), state=State.RESTORING, target="team/new"))
+    with pytest.raises(Infeasible):
+        catalog.reserve(volume("two", "team/new/sub"))
+
+
+@pytest.mark.parametrize("after", [State.ARCHIVED, State.DELETED])
+def test_h48_a_name_is_not_used_again_for_two_minutes(catalog: Catalog, clock: Clock, after: State) -> None:
+    before = live("one", "app")
+    catalog.put(before)
+    catalog.put(archived(before) if after is State.ARCHIVED else replace(before, state=State.DELETED, former="app"))
+    clock.now += 119
+    with pytest.raises(RetryLater, match="given up a moment ago") as caught:
+        catalog.reserve(volume("two", "app"))
+    assert caught.value.after == pytest.approx(1.0)
+    clock.now += 1
+    catalog.reserve(volume("two", "app"))
+
+
+@pytest.mark.parametrize("age", [0.0, 119.0, 120.0, -3600.0])
+def test_h48_a_restart_does_not_forget_which_names_were_given_up(catalog: Catalog, age: float) -> None:
+    catalog.fill([archived(live("one", "app"))], age=lambda record: age)
+    if age >= 120:
+        catalog.reserve(volume("two", "app"))
+    else:
+        with pytest.raises(RetryLater):
+            catalog.reserve(volume("two", "app"))
+
+
+def test_h48_a_restart_does_not_forget_names_of_archives_that_went(catalog: Catalog) -> None:
+    """Restored or purged: the tombstone's own directory was given up as well as the one before."""
+    tombstone = replace(archived(live("one", "app")), state=State.DELETED, successor="two")
+    catalog.fill([tombstone], age=lambda record: 10.0)
+    assert catalog.unavailable_names() == frozenset({"archived-app"})
+    assert catalog.old_tombstones() == []
+
+
+def test_h48_an_archive_does_not_get_a_name_that_another_one_just_had(catalog: Catalog, clock: Clock) -> None:
+    archive = archived(live("one", "app"))
+    catalog.put(archive)
+    assert catalog.unavailable_names() == frozenset()
+    catalog.put(replace(archive, state=State.DELETED))
+    assert catalog.unavailable_names() == frozenset({"archived-app"})
+    clock.now += 120
+    assert catalog.unavailable_names() == frozenset()
+
+
+def test_h52_a_tombstone_stays_while_its_names_may_not_be_used(catalog: Catalog, clock: Clock) -> None:
+    before = live("one", "app")
+    catalog.put(before)
+    catalog.put(replace(before, state=State.DELETED, former="app"))
+    assert catalog.old_tombstones() == []
+    clock.now += 120
+    assert [record.pv for record in catalog.old_tombstones()] == ["one"]
+
+
+def test_h35_space_is_not_promised_twice(catalog: Catalog) -> None:
+    record = volume("one", "one")
+    catalog.reserve(record, limit=record.requested)
+    with pytest.raises(RetryLater):
+        catalog.reserve(volume("two", "two"), limit=2 * record.requested - 1)
+    catalog.reserve(record, limit=record.requested)  # the same volume again
+    assert catalog.reserved == record.requested
+    catalog.put(replace(record, state=State.DELETED))
+    assert catalog.reserved == 0

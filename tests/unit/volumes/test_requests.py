@@ -1,0 +1,58 @@
+"""What a person asks of an export, as text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfs_provisioner.errors import InvalidInput, RefusedForSafety
+from nfs_provisioner.volumes.requests import Request, compose, parse
+
+NAMES = st.from_regex(r"[a-zA-Z0-9._-]{1,60}", fullmatch=True)
+
+
+@given(st.sampled_from(["accept", "archives purge"]), NAMES, st.integers(0, 10**6))
+def test_what_the_command_line_writes_is_understood(verb: str, name: str, epoch: int) -> None:
+    text = compose(verb, name, epoch, "2026-01-01T00:00:00.000000Z")
+    assert parse(text, epoch=epoch) == Request(verb, name, epoch)
+
+
+@pytest.mark.parametrize(
+    "text", ["accept --replica b epoch=3", "accept --replica=b epoch=3", "  accept   epoch=3  --replica b  at=x "]
+)
+def test_what_a_person_writes_with_kubectl_is_understood(text: str) -> None:
+    assert parse(text, epoch=3) == Request("accept", "b", 3)
+
+
+@pytest.mark.parametrize("asked", [2, 4])
+def test_a_request_of_another_epoch_is_refused(asked: int) -> None:
+    with pytest.raises(RefusedForSafety, match=f"epoch {asked}, the export is at 3"):
+        parse(f"archives purge old epoch={asked}", epoch=3)
+
+
+BAD = [
+    ("", "not understood"),
+    ("purge old epoch=3", "not understood"),
+    ("archives delete old epoch=3", "not understood"),
+    ("accept b epoch=3", "not understood"),
+    ("archives purge epoch=3", "archives purge NAME epoch=N"),
+    ("archives purge one two epoch=3", "archives purge NAME epoch=N"),
+    ("accept --replica epoch=3", "accept --replica NAME epoch=N"),
+    ("archives purge old", "epoch is missing"),
+    ("archives purge old epoch=", "epoch is missing"),
+    ("archives purge old epoch=-3", "epoch is missing"),
+    ("archives purge old epoch=three", "epoch is missing"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), BAD, ids=[text or "nothing" for text, _ in BAD])
+def test_what_is_not_understood_says_what_would_be(text: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        parse(text, epoch=3)
+
+
+@given(st.text(max_size=80))
+def test_no_text_gets_by(text: str) -> None:
+    with pytest.raises((InvalidInput, RefusedForSafety)):
+        parse(text, epoch=-1)  # no epoch that can be written is this one
