@@ -454,11 +454,20 @@ class Store:
         return frozenset(name for name in self._entries() if name not in names)
 
     def empty_trash(self, stop: Callable[[], bool]) -> bool:
-        """Remove what lies in trash, a piece at a time; False when `stop` ended it early."""
-        while names := [name for name in os.listdir(self.trash) if self._is_given_up(name)]:
+        """Remove what lies in trash, a piece at a time; False when `stop` ended it early.
+
+        What cannot be removed does not keep the rest; its error is raised at the end.
+        """
+        refused: dict[str, OSError | RefusedForSafety] = {}
+        while names := [name for name in os.listdir(self.trash) if name not in refused and self._is_given_up(name)]:
             for name in names:  # again until nothing is left: deep trees leave their lower part beside them
-                if stop() or not fs.remove_tree(self.trash, name, stop=stop):
-                    return False
+                try:
+                    if stop() or not fs.remove_tree(self.trash, name, stop=stop):
+                        return False
+                except (OSError, RefusedForSafety) as error:
+                    refused[name] = error
+        if refused:
+            raise next(iter(refused.values()))
         return True
 
     def _is_given_up(self, name: str) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from nfs_provisioner.errors import Infeasible, RefusedForSafety, RetryLater
 from nfs_provisioner.kube.api import PV, AlreadyExists, Api, Invalid, NotFound
 from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.volumes.decisions import LOOK_AGAIN, QUIET
 from nfs_provisioner.volumes.objects import JsonObject, Volume, finalizer_patch
 
 
@@ -42,10 +43,13 @@ class VolumeWriter:
     def begin_deletion(self, volume: Volume) -> None:
         """DELETE exactly what was looked at; our finalizer holds it. One that is going already is looked at again."""
         self._check()
-        if not volume.deleting:
-            self._api.delete(PV, volume.name, uid=volume.uid, resource_version=volume.version)
-            return
-        fresh = self._api.get(PV, volume.name)
+        try:
+            if not volume.deleting:
+                self._api.delete(PV, volume.name, uid=volume.uid, resource_version=volume.version)
+                return
+            fresh = self._api.get(PV, volume.name)
+        except NotFound as error:  # somebody took its finalizers off: the watch says so in a moment
+            raise RetryLater(f"PV {volume.name} is gone already", after=LOOK_AGAIN, reason=QUIET) from error
         spec, phase = fresh["spec"], (fresh.get("status") or {}).get("phase")
         now = (fresh["metadata"]["uid"], spec["persistentVolumeReclaimPolicy"], phase)
         if now != (volume.uid, "Delete", "Released"):

@@ -326,13 +326,14 @@ class Reconciler:
         wanted = replace(plan.record, manifests={"pv": manifest, "claim": claim_manifest(claim)})
         if plan.restore_from is not None:
             record: VolumeRecord = export.call("restore", wanted, plan.restore_from)
+            # The heir first: a standby that saw only the tombstone would remove what the heir is about to have.
+            export.recorded(record.slim(), s.name)
             old = export.catalog.get(plan.restore_from)
             if old is not None:
-                gone = old.advanced(state=State.DELETED, successor=s.name)
-                export.recorded(gone, plan.restore_from)
+                export.recorded(old.advanced(state=State.DELETED, successor=s.name), plan.restore_from)
         else:
             record = export.call("provision", wanted)
-        export.recorded(record.slim(), s.name)
+            export.recorded(record.slim(), s.name)
         if record.directory != wanted.directory and plan.restore_from is None:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
         self._pvs.post(s.name, manifest)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +21,7 @@ from nfs_provisioner.config import ControllerConfig, HttpConfig, LeaderElectionC
 from nfs_provisioner.daemon import Daemon
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.errors import LostLeadership
-from nfs_provisioner.export.records import State, VolumeRecord, decode_record
+from nfs_provisioner.export.records import State, VolumeRecord, decode_record, encode_record
 from nfs_provisioner.kube.api import EVENT, NAMESPACE, NFS_EXPORT, PV, PVC, STORAGE_CLASS, Api, NotFound, load
 
 T = TypeVar("T")
@@ -212,6 +213,13 @@ class Site:
     def state(self, pv: str) -> State | None:
         record = self.record(pv)
         return None if record is None else record.state
+
+    def unfinish(self, pv: str) -> None:
+        """Put the record back to where it was just before it was finished; the controller must not run."""
+        folder = self.mount_root / "web" / "a" / ".nfs-provisioner" / "volumes"
+        record = self.record(pv)
+        assert record is not None, f"there is no record of {pv}"
+        (folder / f"{pv}.json").write_bytes(encode_record(replace(record, state=State.CREATING, inode=None)))
 
     def directory_of(self, pv: str) -> Path:
         record = self.record(pv)
