@@ -97,7 +97,9 @@ def _taken_over(export: str, cluster: str, views: tuple[View, ...], accepted: st
         found = None if view.facts is None else view.facts.identity
         if view.facts is None or found is None or found.cluster == cluster:
             return view
-        same = found.cluster == lead.cluster and _follows(found, lead)
+        # While the active is being attached it is of this cluster already; its list of members still tells who is who.
+        partner = found.cluster == lead.cluster or lead.members.get(view.name) == found.replica_id
+        same = partner and _follows(found, lead)
         return replace(view, facts=replace(view.facts, identity=replace(found, cluster=cluster))) if same else view
 
     return tuple(moved(view) for view in views)

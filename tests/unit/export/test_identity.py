@@ -51,14 +51,14 @@ TABLES: dict[tuple[Remembered, str | None], str] = {
         unmounted     H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-
         empty         I-   H-   Rab  Rba  H-   H-   H-   H-   H-   H-   H-   H-   Rba
         foreign       I-   H-   Rab  Da   Da   H-   H-   H-   H-   Da   Da   Da   Da
-        right         I-   H-   Da   Da   Rab  H-   H-   H-   H-   Da   Da   Da   Da
+        right         I-   H-   Da   Da   Rab  Rab  H-   H-   H-   Da   Da   Da   Da
         other-cluster I-   H-   Da   Da   Rab  Rab  H-   H-   H-   Da   Da   Da   Da
         other-export  I-   H-   Da   Da   Da   H-   H-   H-   H-   Da   Da   Da   Da
         swapped       I-   H-   Da   Da   Da   H-   H-   H-   H-   Da   Da   Da   Da
         copied        I-   H-   Da   Da   Da   H-   H-   H-   H-   Da   Da   Da   Da
         other-pair    I-   H-   Da   Da   Da   H-   H-   H-   H-   Rab  Da   Da   Da
         older         I-   H-   Da   Da   Da   H-   H-   H-   H-   Da   Rab  Da   Da
-        newer-seq     I-   H-   Da   Da   Rab  H-   H-   H-   H-   Da   Da   Rab  Da
+        newer-seq     I-   H-   Da   Da   Rab  Rab  H-   H-   H-   Da   Da   Rab  Da
         promoted      I-   H-   Da   Da   Da   H-   H-   H-   H-   Da   Da   Da   Da
     """,
     (KNOWN, "a"): """
@@ -66,14 +66,14 @@ TABLES: dict[tuple[Remembered, str | None], str] = {
         unmounted     H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-
         empty         Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
         foreign       Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
-        right         Da   Da   Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da
+        right         Da   Da   Da   Da   Rab  Rab  Da   Da   Da   Da   Da   Da   Da
         other-cluster Da   Da   Da   Da   Rab  Rab  Da   Da   Da   Da   Da   Da   Da
         other-export  Da   Da   Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da
         swapped       Da   Da   Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da
         copied        Da   Da   Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da
         other-pair    Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
         older         Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
-        newer-seq     Da   Da   Da   Da   Rab  Da   Da   Da   Da   Da   Da   Rab  Da
+        newer-seq     Da   Da   Da   Da   Rab  Rab  Da   Da   Da   Da   Da   Rab  Da
         promoted      Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
     """,
     (EMPTY, "b"): """
