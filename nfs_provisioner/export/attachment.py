@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 POLL = 10.0  # seconds between looks at a replica that is well
 FIRST_PAUSE = 1.0  # seconds before the first new try; doubles
 LONGEST_PAUSE = 30.0
+NOT_LOOKED_AT = "not looked at yet"
 LOAD_DEADLINE = 120.0  # seconds; 100,000 records over NFS
 
 
@@ -56,7 +57,7 @@ class Attachment:
         self._wake = threading.Event()
         self._stopped = False
         self._facts: Facts | None = None
-        self._message = "not looked at yet"
+        self._message = NOT_LOOKED_AT
         self._assigned: Identity | None = None
         self._set_aside = False  # an assignment was taken back: what was opened under it must not be used any more
         self._thread = threading.Thread(target=self._run, name=f"attach-{self.name}", daemon=True)

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from nfs_provisioner.config import ExportSpec
 from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RefusedForSafety, RetryLater
-from nfs_provisioner.export.attachment import Attachment, Loaded
+from nfs_provisioner.export.attachment import NOT_LOOKED_AT, Attachment, Loaded
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.identity import Remembered, Verdict, judge
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
@@ -259,9 +259,7 @@ class Export:
         """One operation on the active replica; RetryLater while there is none."""
         active = self._active
         if active is None or active.attached is None:
-            raise RetryLater(
-                f"export {self.name} is {self._verdict.phase}: {self.message or 'looking at its replicas'}"
-            )
+            raise RetryLater(f"export {self.name} is {self.message or 'its replicas are being looked at'}")
         try:
             return active.replica.call(operation, *arguments, deadline=deadline)
         finally:
@@ -302,7 +300,8 @@ class Export:
         if self.seen.deleting:
             problem = "it is being deleted"
         elif active is None or not self.ready or active.space is None:
-            problem = f"{self._verdict.phase}: {self.message or 'looking at its replicas'}"
+            decided = f"{self._verdict.phase}: " if self._verdict.phase in ("Halted", "Diverged") else ""
+            problem = f"{decided}{self.message or 'its replicas are being looked at'}"
         space = active.space if active is not None else None
         size = self.spec.capacity or (space.size if space else 0)
         looking = bool(problem) and self.looking and not self.seen.deleting
@@ -312,7 +311,8 @@ class Export:
     def looking(self) -> bool:
         """Whether this export is new and not ready yet: what is missing now may be there in a moment."""
         decided = self._verdict.phase in ("Halted", "Diverged")
-        return not self.ready and not decided and self._services.clock() < self._looking_until
+        unseen = any(attachment.message == NOT_LOOKED_AT for attachment in list(self._attachments.values()))
+        return not self.ready and not decided and (unseen or self._services.clock() < self._looking_until)
 
     @property
     def active_replica(self) -> str:
@@ -325,8 +325,9 @@ class Export:
         partner = self._partner
         parts = [self._verdict.message, partner.message if partner else "", *self._problems]
         for attachment in list(self._attachments.values()):
-            if attachment.message and attachment.message not in self._verdict.message:
-                parts.append(f"replica {attachment.name}: {attachment.message}")
+            why = attachment.message or attachment.replica.down
+            if why and why not in self._verdict.message:
+                parts.append(f"replica {attachment.name}: {why}")
         return "; ".join(part for part in parts if part)
 
     def status(self) -> ExportStatus:

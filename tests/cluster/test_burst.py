@@ -67,7 +67,7 @@ def test_killed_five_times_while_making_and_while_archiving_nothing_is_lost_or_d
 def kill_five_times(site: Site, controller: Controller, done: Callable[[], int]) -> None:
     """Controller and workers at one moment, each time after some more was done; started again at once."""
     for number in range(KILLS):
-        wait_for(CLAIMS * (number + 1) // (KILLS + 2), done, "done", controller)
+        wait_for(CLAIMS * (number + 1) // (3 * KILLS), done, "done", controller)
         controller.kill()
         assert done() < CLAIMS, "it was killed too late: nothing was under way"
         give_lease_back(site)

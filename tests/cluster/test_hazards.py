@@ -194,11 +194,11 @@ def test_h59_volume_bound_anew_by_an_administrator_follows_its_new_claim(
     assert (file.parent.with_name(f"archived-{file.parent.name}") / "file").read_text() == "h59-old"
 
 
-def test_h61_policy_changed_between_deciding_and_acting_wins(
+def test_volumes_retained_while_the_controller_was_paused_keep_their_data(
     site: Site, web: ExportOnDisk, plain: str, controller: Controller
 ) -> None:
     volumes = [with_file(site, web, plain, f"h61-{number}") for number in range(10)]
-    controller.signal(signal.SIGSTOP)  # what it sees next is a volume Released with policy Delete; what is, is Retain
+    controller.signal(signal.SIGSTOP)  # it has to hear first of the release, then of the policy
     for claim, pv, _ in volumes:
         site.delete(claim)
         path = f"{VOLUMES}/{pv['metadata']['name']}"

@@ -62,6 +62,11 @@ def claims_in(site: Site) -> list[Json]:
     return found
 
 
+def restart_apiserver(site: Site) -> None:
+    site.plane.start_apiserver()
+    site.api.close()  # it connects again with its next request
+
+
 # -- down, killed, doubled ------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +106,35 @@ def test_h13_claims_deleted_and_made_again_under_their_names_leave_no_trace(
     eventually(lambda: agree(site, web), "all agrees")
     left = {r["claim"]["uid"] for r in web.records().values() if r["state"] not in ("archived", "deleted")}
     assert not left & set(gone)
+
+
+def test_h13_claim_that_went_between_directory_and_volume_leaves_no_trace(
+    site: Site, web: ExportOnDisk, plain: str, controller: Controller
+) -> None:
+    """The directory is made, the PV cannot be; the controller dies, the claim goes, and one of its name comes."""
+    before = web.entries()
+    (worker,) = controller.workers(web.root("a"))
+    os.kill(worker, signal.SIGSTOP)
+    said = len(controller.log)
+    claim = site.claim("h13-cut", plain)
+    controller.until(lambda: "provision: the claim waits" in controller.log[said:], "it is on its way")
+    site.plane.stop_apiserver(grace=0)
+    try:
+        os.kill(worker, signal.SIGCONT)
+        name = f"pvc-{claim['metadata']['uid']}"
+        eventually(lambda: web.records().get(name, {}).get("state") == "creating", "the record is written")
+        eventually(lambda: web.entries() - before, "the directory is made")
+    finally:
+        controller.kill()
+        restart_apiserver(site)
+    assert site.api.get(f"{VOLUMES}/{name}").code == 404
+    site.delete(claim)
+    site.api.eventually_gone(site.claim_path(claim))
+    controller.start().wait_ready(web.name)
+    site.bind("h13-cut", plain)
+    eventually(lambda: name not in web.records(), "the record is gone")
+    assert claim["metadata"]["uid"] not in str(web.entries())
+    eventually(lambda: agree(site, web), "all agrees")
 
 
 def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
@@ -164,9 +198,7 @@ def test_api_server_restarted_during_work_delays_it_and_nothing_else(
     try:
         eventually(lambda: controller.metric("nfs_provisioner_api_requests_total", code="none") > 0, "it noticed")
     finally:
-        site.plane.start_apiserver()
-        site.api.close()
-        site.api._connection = None
+        restart_apiserver(site)
     if controller.exit_code is not None:  # its lease ran out meanwhile: the kubelet starts it again
         assert controller.wait() == 1
         controller.start()
@@ -189,9 +221,7 @@ def test_h17_api_server_that_refuses_connections_is_not_asked_in_a_loop(site: Si
             refused = controller.metric("nfs_provisioner_api_requests_total", code="none")
             assert controller.http("/healthz")[0] == 200
         finally:
-            site.plane.start_apiserver()
-            site.api.close()
-            site.api._connection = None
+            restart_apiserver(site)
         # Four watches and the lease, each with pauses that grow from a fraction of a second.
         assert refused / seconds < 12, f"{refused} requests in {seconds:.1f} s"
         controller.until(lambda: controller.leads, "it leads again")
@@ -355,10 +385,10 @@ def test_idle_controller_asks_the_api_for_nothing_but_its_lease(site: Site, web:
         controller.wait_ready(web.name)
         renewed(controller, 4)  # what follows a start is over
         before = requests(controller)
-        renewed(controller, 10)
+        renewed(controller, 16)
         after = requests(controller)
         more = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
-        assert more.pop(("update", "leases")) >= 10
+        assert more.pop(("update", "leases")) >= 16
         more.pop(("get", "leases"), None)
         statuses = more.pop(("patch", "nfsexports"), 0)
         assert statuses <= len(site.exports)  # figures of free space: once a minute at the most

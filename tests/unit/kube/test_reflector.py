@@ -308,9 +308,9 @@ def test_h40_a_server_restored_from_a_backup_is_believed_not_waited_for(tmp_path
         with EmbeddedApiServer(port=port) as restored:
             assert restored.revision < 10
             api.create(PVC, claim("c3", app="old"))
-            eventually(lambda: cache.has("old"))
+            eventually(lambda: cache.has("old"), deadline=60)  # its pauses after errors come to half a minute
             api.create(PVC, claim("new", app="new"))
-            eventually(lambda: cache.has("old", "new"))
+            eventually(lambda: cache.has("old", "new"), deadline=60)
     assert cache.reflector.get("default/c3") == "old"
 
 
