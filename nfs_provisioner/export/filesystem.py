@@ -126,25 +126,54 @@ def read_file(parent: int, name: str, *, limit: int = 4 << 20) -> bytes | None:
         return file.read(limit)
 
 
-def write_file(staging: int, parent: int, name: str, data: bytes, temporary: str) -> None:
-    """Write `temporary` in `staging`, sync it, rename it over `name` in `parent`. The caller syncs `parent`.
+class StagedFile:
+    """A file written in `staging`, to be renamed to its place once it is durable.
 
     `staging` is the term's own directory: a rename that lands after its writer was killed finds its source gone.
     """
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=staging)
-    try:
+
+    def __init__(self, staging: int, temporary: str, data: bytes) -> None:
+        self._staging, self._temporary = staging, temporary
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(temporary, flags, 0o600, dir_fd=staging)
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)  # close reports late write errors on NFS: it must not be skipped or swallowed
-        os.rename(temporary, name, src_dir_fd=staging, dst_dir_fd=parent)
-    except OSError:
+                view = view[os.write(self._fd, view) :]
+            # Sent on its way now: of several files, the first fsync then waits for all, and the others find it done.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            self.drop()
+            raise
+
+    def sync(self) -> None:
+        """Make the content durable."""
+        fd, self._fd = self._fd, -1
+        try:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)  # reports late write errors on NFS: it must not be skipped or swallowed
+        except OSError:
+            self.drop()
+            raise
+
+    def publish(self, parent: int, name: str) -> None:
+        """Rename it over `name` in `parent`, which the caller syncs."""
+        try:
+            os.rename(self._temporary, name, src_dir_fd=self._staging, dst_dir_fd=parent)
+        except OSError:
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """It is not wanted any more."""
+        fd, self._fd = self._fd, -1
+        with contextlib.suppress(OSError):
+            if fd >= 0:
+                os.close(fd)
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary, dir_fd=staging)
-        raise
+            os.unlink(self._temporary, dir_fd=self._staging)
 
 
 def set_owner_and_mode(fd: int, uid: int, gid: int, mode: int) -> None:

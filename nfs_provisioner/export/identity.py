@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nfs_provisioner.export.records import Identity
-from nfs_provisioner.export.store import Facts
+from nfs_provisioner.export.root import Facts
 
 
 @dataclass(frozen=True, slots=True)

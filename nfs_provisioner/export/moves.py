@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from nfs_provisioner.errors import RefusedForSafety
 from nfs_provisioner.export import filesystem as fs
+from nfs_provisioner.export.batch import Change, run, run_together
 from nfs_provisioner.export.paths import archive_name, record_file_name
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, MOVING, State, VolumeRecord
 from nfs_provisioner.export.store import Store, missing_directory
@@ -23,6 +24,21 @@ from nfs_provisioner.export.store import Store, missing_directory
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
 _RESTORABLE = frozenset({State.ARCHIVED, State.RETAINED})
 _TRASH = f"{CONTROL_DIRECTORY}/trash"
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """What is to be done with a volume whose PV is being deleted: `action` is archive, delete or retain.
+
+    `claim_uid`, when given, must be the record's; `states` are those from which this may be done. `avoid` holds
+    directory names that were given up a moment ago and must not be reused yet.
+    """
+
+    pv: str
+    action: str
+    claim_uid: str | None
+    states: frozenset[State]
+    avoid: frozenset[str] = frozenset()
 
 
 def give_up(
@@ -34,34 +50,39 @@ def give_up(
     states: Iterable[State],
     avoid: Collection[str] = (),
 ) -> VolumeRecord:
-    """Archive, delete or retain a volume whose PV is being deleted. Returns the settled record; repeating is harmless.
-
-    `avoid` holds directory names that were given up a moment ago and must not be reused yet.
-    """
-    states = frozenset(states)
-    wanted = {"archive": State.ARCHIVED, "delete": State.DELETED, "retain": State.RETAINED}[action]
-    with contextlib.nullcontext() if states.isdisjoint(_RESTORABLE) else store.archives:
-        return _give_up(store, pv, wanted, claim_uid, states, avoid)
+    """One volume; see `give_up_all`."""
+    result = give_up_all(store, [GiveUp(pv, action, claim_uid, frozenset(states), frozenset(avoid))])[0]
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _give_up(
-    store: Store, pv: str, wanted: State, claim_uid: str | None, states: frozenset[State], avoid: Collection[str]
-) -> VolumeRecord:
-    record = store.require(pv, states={*states, *MOVING, *_DONE.values(), State.RETAINED}, claim_uid=claim_uid)
+def give_up_all(store: Store, wanted: Sequence[GiveUp]) -> list[VolumeRecord | Exception]:
+    """Archive, delete or retain volumes: for each its settled record, or what stopped it. Repeating is harmless."""
+    archives = any(not one.states.isdisjoint(_RESTORABLE) for one in wanted)
+    with store.archives if archives else contextlib.nullcontext():
+        return run_together([_giving_up(store, one) for one in wanted])
+
+
+def _giving_up(store: Store, one: GiveUp) -> Change[VolumeRecord]:
+    wanted = {"archive": State.ARCHIVED, "delete": State.DELETED, "retain": State.RETAINED}[one.action]
+    states = {*one.states, *MOVING, *_DONE.values(), State.RETAINED}
+    record = store.require(one.pv, states=states, claim_uid=one.claim_uid)
     if record.state in MOVING and record.target is not None:
-        record = finish(store, record, avoid=avoid)
+        record = yield from finishing(store, record, avoid=one.avoid)
     if record.state is State.RESTORING:  # a restore that is taken back must be finished first
         leave_to_successor(store, record)
-    if record.state not in states:
+    if record.state not in one.states:
         return record
     if wanted is State.RETAINED or record.shared:
-        return store.write(record.advanced(state=State.RETAINED, since=store.now()))
+        return (yield from store.writing(record.advanced(state=State.RETAINED, since=store.now())))
     inode = fs.inode_at(store.root, record.directory)
     if inode is None or inode != record.inode:
         raise RefusedForSafety(missing_directory(store.path, record, inode))
     moving = State.ARCHIVING if wanted is State.ARCHIVED else State.DELETING
-    target = _archive_target(store, record, avoid) if moving is State.ARCHIVING else trash_target(record)
-    return finish(store, store.write(record.advanced(state=moving, target=target, since=store.now())), avoid=avoid)
+    target = _archive_target(store, record, one.avoid) if moving is State.ARCHIVING else trash_target(record)
+    begun = yield from store.writing(record.advanced(state=moving, target=target, since=store.now()))
+    return (yield from finishing(store, begun, avoid=one.avoid))
 
 
 def move_to(store: Store, record: VolumeRecord, state: State, target: str) -> VolumeRecord:
@@ -120,13 +141,20 @@ def leave_to_successor(store: Store, record: VolumeRecord) -> None:
 
 
 def finish(
+    store: Store, record: VolumeRecord, *, owned: Collection[str] | None = None, fixed: bool = False
+) -> VolumeRecord:
+    """One move; see `finishing`."""
+    return run(finishing(store, record, owned=owned, fixed=fixed))
+
+
+def finishing(
     store: Store,
     record: VolumeRecord,
     *,
     avoid: Collection[str] = (),
     owned: Collection[str] | None = None,
     fixed: bool = False,
-) -> VolumeRecord:
+) -> Change[VolumeRecord]:
     """Carry a recorded move out, from wherever it is. Returns the settled record.
 
     `owned` (after a restart) holds every directory that some other record names, so that a claimed but still empty
@@ -143,15 +171,13 @@ def finish(
             raise RefusedForSafety(missing_directory(store.path, record, place))
     if slot is not None:
         record = _put(store, record, slot, avoid=avoid, owned=owned, fixed=fixed)
-    store.root_sync.sync()
     store._remove_empty_parents(record.directory)
     here = record.directory if record.state is State.DELETING else record.target
     assert here is not None
-    return store.write(
-        record.advanced(
-            state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
-        )
+    done = record.advanced(
+        state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
     )
+    return (yield from store.writing(done, first=store.root_sync.sync))
 
 
 def on_its_way(store: Store, record: VolumeRecord) -> bool:

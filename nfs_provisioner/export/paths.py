@@ -15,18 +15,19 @@ import unicodedata
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from nfs_provisioner.config import PathPattern, Variable, parse_pattern
 from nfs_provisioner.errors import Infeasible, RefusedForSafety, RetryLater
+
+if TYPE_CHECKING:  # every child process loads this module, and none of them needs to read configuration
+    from nfs_provisioner.config import PathPattern, Variable
 
 __all__ = [
     "ClaimNames",
     "OwnedDirectories",
-    "PathPattern",
     "archive_name",
     "conflict_key",
     "contains",
-    "parse_pattern",
     "record_file_name",
     "relative_of",
     "resolve",
@@ -64,14 +65,12 @@ class ClaimNames:
         return f"{self.namespace}/{self.name}"
 
 
-def resolve(pattern: PathPattern | str, claim: ClaimNames, pv_name: str) -> str:
+def resolve(pattern: PathPattern, claim: ClaimNames, pv_name: str) -> str:
     """The directory of a claim's volume, relative to the export's root.
 
     Raises Infeasible, naming the label, annotation or component, when the result would not be a directory of its own
     strictly below the root (H01, H02, H19, H63). Components longer than 228 bytes end in a hash of the whole instead.
     """
-    if isinstance(pattern, str):
-        pattern = parse_pattern(pattern)
     path = "".join(part if isinstance(part, str) else _value(part, claim, pv_name, pattern) for part in pattern.parts)
     if path.startswith("/"):
         raise _refusal(pattern, claim, path, "is absolute; the directory must lie below the export")

@@ -22,12 +22,14 @@ from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Any
 
-from nfs_provisioner.errors import RetryLater
+from nfs_provisioner.errors import NfsProvisionerError, RetryLater
+from nfs_provisioner.export.gathering import Gathering
 from nfs_provisioner.export.worker import LeaseEnd, unpack_error
 
 log = logging.getLogger(__name__)
 
 CALL_DEADLINE = 10.0  # seconds; longer than an NFS server's reboot pauses would block claims for no gain
+LAST_WAIT = 1.0  # seconds after which a child that was killed is known to hang in the kernel
 CONNECTIONS = 10  # requests under way at once: the default number of workers, and two for looking and following
 WORKER_COMMAND = (sys.executable, "-m", "nfs_provisioner.export.worker")
 
@@ -40,6 +42,7 @@ class _Child:
     sockets: list[socket.socket]
     free: queue.LifoQueue[Connection] = field(default_factory=queue.LifoQueue)
     ended: str = ""
+    killed: float = 0.0  # moment, on the monotonic clock
 
 
 class Replica:
@@ -61,6 +64,9 @@ class Replica:
         self._observe = observe
         self._lock = threading.Lock()
         self._child: _Child | None = None
+        self._closed = False
+        self._gatherings: dict[str, Gathering[Any, Any]] = {}
+        self.together = CONNECTIONS  # requests of one kind under way from which on others are gathered
         self.down = "not started"
 
     @property
@@ -75,8 +81,9 @@ class Replica:
         return not self.down
 
     def start(self) -> None:
-        """Start a new child (ending the old one)."""
+        """Start a new child (ending the old one). RetryLater after `close`."""
         self.stop("restarted")
+        self._refuse_if_closed()
         pairs = [socket.socketpair() for _ in range(CONNECTIONS)]
         theirs = [pair[1].fileno() for pair in pairs]
         process = subprocess.Popen(
@@ -92,7 +99,12 @@ class Replica:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(CALL_DEADLINE), 0))
             child.free.put(Connection(os.dup(ours.fileno())))
         with self._lock:
-            self._child, self.down = child, ""
+            closed = self._closed
+            if not closed:
+                self._child, self.down = child, ""
+        if closed:  # meanwhile, by somebody who could not know of it
+            self._end(child, "stopped")
+            self._refuse_if_closed()
 
     def call(self, operation: str, *arguments: Any, deadline: float = CALL_DEADLINE) -> Any:
         """Do `operation` in the child. Raises what it raised, or RetryLater when there is no answer in `deadline` s."""
@@ -118,11 +130,26 @@ class Replica:
         child.free.put(connection)
         self._observe(operation, monotonic() - began)
         if packed is not None:
-            kind, message, reason = packed
-            if message.startswith(f"{self.path}:"):
-                message = f"replica {self.name} ({self.path}){message.removeprefix(self.path)}"
-            raise unpack_error((kind, message, reason))
+            raise self._named(unpack_error(packed))
         return result
+
+    def call_each(self, operation: str, item: Any) -> Any:
+        """Like `call`, for operations that take a list of items and answer for each: what threads ask at the same
+        time may go as one request."""
+        gathering = self._gatherings.setdefault(operation, Gathering(lambda items: self.call_all(operation, items)))
+        return gathering.ask(item, self.together)
+
+    def call_all(self, operation: str, items: list[Any], *, deadline: float = CALL_DEADLINE) -> list[Any]:
+        """`operation` with a list of items: for each its result, or the error that was its own."""
+        answers = self.call(operation, items, deadline=deadline)
+        return [self._named(one) if isinstance(one, NfsProvisionerError) else one for one in answers]
+
+    def _named(self, error: NfsProvisionerError) -> NfsProvisionerError:
+        """With the replica's name, for people who do not know where the controller mounts it."""
+        if error.message.startswith(f"{self.path}:"):
+            message = f"replica {self.name} ({self.path}){error.message.removeprefix(self.path)}"
+            return type(error)(message, reason=error.reason)
+        return error
 
     def _give_up_on(self, child: _Child, message: str) -> None:
         self._end(child, message)
@@ -133,7 +160,7 @@ class Replica:
         with self._lock:
             if child.ended:
                 return
-            child.ended = message
+            child.ended, child.killed = message, monotonic()
             if self._child is child:
                 self.down = message
         child.process.kill()
@@ -147,13 +174,24 @@ class Replica:
             except queue.Empty:
                 break
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RetryLater(f"replica {self.name} ({self.path}): stopped")
+
+    def close(self) -> None:
+        """End the child for good, without waiting: many may end together before `stop` waits for each."""
+        with self._lock:
+            self._closed, child = True, self._child
+        if child is not None:
+            self._end(child, "stopped")
+
     def stop(self, why: str = "stopped") -> None:
-        """End the child. Does not wait for one that hangs in the kernel."""
+        """End the child. Waits until a second after it was killed, and leaves one that still is there to the kernel."""
         child = self._child
         if child is None:
             return
         self._end(child, why)
         try:
-            child.process.wait(timeout=1.0)
+            child.process.wait(timeout=max(0.0, child.killed + LAST_WAIT - monotonic()))
         except subprocess.TimeoutExpired:
             log.warning("worker %d of replica %s hangs in the kernel, and is left to it", child.process.pid, self.name)

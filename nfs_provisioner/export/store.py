@@ -1,4 +1,4 @@
-"""One replica's root: its identity, its records, and the directories that the records name.
+"""The records of one replica, and the directories that the records name.
 
 Runs in the child process of the replica (`worker.py`). Each public method is one request of the controller and leaves
 the export in a state from which the same request, or a restart, goes on. Nothing is touched that no record names.
@@ -11,215 +11,26 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from nfs_provisioner.errors import Infeasible, RefusedForSafety, RetryLater
+from nfs_provisioner.errors import Infeasible, RefusedForSafety
+from nfs_provisioner.export import batch, records
 from nfs_provisioner.export import filesystem as fs
-from nfs_provisioner.export import records
+from nfs_provisioner.export.batch import Change
 from nfs_provisioner.export.paths import record_file_name
-from nfs_provisioner.export.records import CONTROL_DIRECTORY, IDENTITY_FILE, Identity, State, VolumeRecord
-
-#: Entries of a root that file servers put there themselves.
-_SERVER_ENTRIES = frozenset({"lost+found", ".snapshot", ".snapshots", ".zfs"})
-_SUBDIRECTORIES = ("volumes", "sync", "work", "trash", "lost")
+from nfs_provisioner.export.records import CONTROL_DIRECTORY, State, VolumeRecord
+from nfs_provisioner.export.root import Root
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What a replica is before anything was written to it."""
-
-    identity: Identity | None
-    empty: bool  # no entries but the server's own
-    handle: str
-    filesystem: str
-    place: str  # device and inode of the root: two paths with the same place are one directory
-    unmounted: bool  # the path lies on the root file system of a container: nothing is mounted there
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What the server behind this replica lets the controller do, found by trying."""
-
-    chown: bool
-    links: bool
-    nanoseconds: bool
-    root: bool  # this process is root, so a refused chown means root_squash
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """statvfs of the replica, in bytes and inodes."""
-
-    size: int
-    free: int
-    inodes_free: int
-
-
-class Store:
-    """An open export root. `guard` is called before each step that changes something and raises to stop it."""
+class Store(Root):
+    """The records of an open root, and the directories that they name."""
 
     def __init__(self, path: str, *, guard: Callable[[], None], now: Callable[[], str]) -> None:
-        self.path = path
-        self.now = now
-        self._lease_guard = guard
-        self.root = fs.open_root(path)
-        self.identity: Identity | None = None
-        self.abilities = Abilities(chown=False, links=False, nanoseconds=False, root=os.geteuid() == 0)
-        self._term = ""
-        self._counter = iter(range(1, 1 << 62)).__next__
-        self._identity_lock = threading.Lock()
+        super().__init__(path, guard=guard, now=now)
         self.archives = threading.Lock()  # held while an archive is restored or purged
-        self.root_sync = fs.GroupSync(self.root)
-
-    # -- identity -----------------------------------------------------------------------------------------------
-
-    def facts(self) -> Facts:
-        """Look, and change nothing."""
-        identity = None
-        with contextlib.suppress(FileNotFoundError), fs.opened(self.root, CONTROL_DIRECTORY) as control:
-            data = fs.read_file(control, IDENTITY_FILE)
-            if data is not None:
-                identity = records.decode_identity(data, source=f"{self.path}/{CONTROL_DIRECTORY}/{IDENTITY_FILE}")
-        filesystem = fs.filesystem_type(self.root)
-        return Facts(
-            identity=identity,
-            empty=next(self._entries(), None) is None,
-            handle=fs.root_handle(self.root),
-            filesystem=filesystem,
-            place="{0.st_dev}:{0.st_ino}".format(os.fstat(self.root)),
-            unmounted=filesystem == "overlay" and os.fstat(self.root).st_dev == os.stat("/").st_dev,
-        )
-
-    def _entries(self) -> Iterator[str]:
-        with os.scandir(self.root) as scan:
-            for entry in scan:
-                if entry.name not in _SERVER_ENTRIES and entry.name != CONTROL_DIRECTORY:
-                    yield entry.name
-
-    def activate(self, identity: Identity, term: str) -> Abilities:
-        """Write `identity`, start `term`, sweep older ones, and try what the server allows. Must come before writes."""
-        fs.make_directory(self.root, CONTROL_DIRECTORY, 0o700)
-        self.control = os.open(CONTROL_DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self.root)
-        owner = os.fstat(self.control)
-        if owner.st_mode & 0o077:
-            os.fchmod(self.control, 0o700)
-        for name in _SUBDIRECTORIES:
-            fs.make_directory(self.control, name, 0o700)
-        directories = {name: os.open(name, fs._DIRECTORY, dir_fd=self.control) for name in _SUBDIRECTORIES}
-        self.volumes, self.works, self.trash = directories["volumes"], directories["work"], directories["trash"]
-        self.lost, self.sync = directories["lost"], directories["sync"]
-        self.volumes_sync = fs.GroupSync(self.volumes)
-        self._start_term(term)
-        if identity != self.identity:
-            self.write_identity(identity)
-        os.fsync(self.control)
-        self.root_sync.sync()
-        self.abilities = self._probe()
-        return self.abilities
-
-    def close(self) -> None:
-        """Give the descriptors back. Only for a store that is replaced; calls under way fail."""
-        for name in ("root", "control", "volumes", "works", "work", "trash", "lost", "sync"):
-            fd = getattr(self, name, None)
-            if fd is not None:
-                os.close(fd)
-
-    def _start_term(self, term: str) -> None:
-        """Make work/<term> and take over what older terms left: files are garbage, directories somebody's data."""
-        self._term = f"{term}-{os.urandom(4).hex()}"
-        os.mkdir(self._term, 0o700, dir_fd=self.works)
-        self.work = os.open(self._term, fs._DIRECTORY, dir_fd=self.works)
-        for old in os.listdir(self.works):
-            if old == self._term:
-                continue
-            with fs.opened(self.works, old) as fd:
-                for name in os.listdir(fd):
-                    if fs.directory_inode(fd, name) is None:
-                        os.unlink(name, dir_fd=fd)
-                    else:
-                        free = name if not fs.exists(self.work, name) else f"{name}~{os.urandom(4).hex()}"
-                        os.rename(name, free, src_dir_fd=fd, dst_dir_fd=self.work)
-            os.rmdir(old, dir_fd=self.works)
-        os.fsync(self.works)
-
-    def guard(self) -> None:
-        """Before each step: the lease still holds, and no newer worker has removed this one's term."""
-        self._lease_guard()
-        if not fs.exists(self.works, self._term):
-            raise RetryLater(f"{self.path}: a newer worker took this replica over")
-
-    def write_identity(self, identity: Identity) -> None:
-        """Make `identity` this replica's, durably."""
-        self.guard()
-        self._write(self.control, IDENTITY_FILE, records.encode_identity(identity))
-        os.fsync(self.control)
-        self.identity = identity
-
-    def set_members(self, members: Mapping[str, str]) -> None:
-        """Note which replicas belong to the pair; one that is known and comes back empty is not taken for a new one."""
-        with self._identity_lock:
-            identity = self._identity()
-            if dict(identity.members) != dict(members):
-                self.write_identity(replace(identity, members=dict(members)))
-
-    def server_time(self) -> float:
-        """The file server's clock, Unix seconds: the time it gives to a new file."""
-        self.guard()
-        name = f"clock{self._counter()}"
-        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=self.work)
-        try:
-            os.write(fd, b"x")
-            return os.fstat(fd).st_mtime
-        finally:
-            os.close(fd)
-            os.unlink(name, dir_fd=self.work)
-
-    def raise_seq(self, seq: int | None = None) -> int:
-        """Set this replica's seq (the active's: one more than before). Never lowers it."""
-        with self._identity_lock:
-            identity = self._identity()
-            wanted = identity.seq + 1 if seq is None else max(seq, identity.seq)
-            if wanted != identity.seq:
-                self.write_identity(replace(identity, seq=wanted))
-            return wanted
-
-    def _identity(self) -> Identity:
-        if self.identity is None:
-            raise RefusedForSafety(f"{self.path}: not activated; its identity was not proven")
-        return self.identity
-
-    def still_mounted(self) -> None:
-        """RefusedForSafety when the path leads to another directory than the one that was opened and identified."""
-        now, then = os.stat(self.path), os.fstat(self.root)
-        if (now.st_dev, now.st_ino) != (then.st_dev, then.st_ino):
-            raise RefusedForSafety(f"{self.path}: another file system is mounted here than the one that was identified")
-
-    def _probe(self) -> Abilities:
-        """Try each thing on a file of our own. OSError (EROFS, ENOSPC, EACCES) names what is wrong with the replica."""
-        name = "probe"
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600, dir_fd=self.work)
-        try:
-            os.write(fd, b"probe")
-            os.fsync(fd)
-            chown = _allowed(lambda: os.fchown(fd, 12345, 12345)) and os.fstat(fd).st_uid == 12345
-            os.utime(fd, ns=(1_000_000_001, 1_000_000_001))
-            nanoseconds = os.fstat(fd).st_mtime_ns == 1_000_000_001
-            links = _allowed(lambda: os.link(name, "probe-link", src_dir_fd=self.work, dst_dir_fd=self.work))
-        finally:
-            os.close(fd)
-            for probe in (name, "probe-link"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(probe, dir_fd=self.work)
-        return Abilities(chown=chown, links=links, nanoseconds=nanoseconds, root=os.geteuid() == 0)
-
-    def space(self) -> Space:
-        """Size and what is left for everybody, bytes; checks on the way that the mount is still the same."""
-        self.still_mounted()
-        found = os.fstatvfs(self.root)
-        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_favail)
 
     # -- records ------------------------------------------------------------------------------------------------
 
@@ -265,16 +76,19 @@ class Store:
             raise RefusedForSafety(f"{self.path}: {pv} is {record.state}; expected {' or '.join(sorted(states))}")
         return record
 
-    def write(self, record: VolumeRecord, *, sync: bool = True) -> VolumeRecord:
-        """Write a record durably; without `sync` its name is durable only with the caller's sync of `volumes`."""
-        self.guard()
-        self._write(self.volumes, record_file_name(record.pv), records.encode_record(record))
-        if sync:
-            self.volumes_sync.sync()
-        return record
+    def write(self, record: VolumeRecord) -> VolumeRecord:
+        """Write a record durably."""
+        return batch.run(self.writing(record))
 
-    def _write(self, directory: int, name: str, data: bytes) -> None:
-        fs.write_file(self.work, directory, name, data, f"r{self._counter()}")
+    def writing(self, record: VolumeRecord, first: batch.Sync | None = None) -> Change[VolumeRecord]:
+        """Write a record durably, in step with others. `first` makes durable what the record is about to say.
+
+        It comes when the record's content is on disk: where that brought a journal up to date, it has little to do.
+        """
+        self.guard()
+        yield from self._writing(self.volumes, record_file_name(record.pv), records.encode_record(record), first)
+        yield self.volumes_sync.sync
+        return record
 
     def forget(self, pv: str) -> None:
         """Remove a record that names nothing any more."""
@@ -286,6 +100,10 @@ class Store:
     # -- provisioning -------------------------------------------------------------------------------------------
 
     def provision(self, wanted: VolumeRecord) -> VolumeRecord:
+        """One new volume; see `provisioning`."""
+        return batch.run(self.provisioning(wanted))
+
+    def provisioning(self, wanted: VolumeRecord) -> Change[VolumeRecord]:
         """Record and directory of a new volume; the same again after a crash. Returns the record as it now is.
 
         A failure half-way takes back what this call did. Only an empty directory under a record of ours is reused.
@@ -294,7 +112,7 @@ class Store:
         fresh = record is None
         if record is None:
             self.require_free(wanted)
-            record = self.write(replace(wanted, state=State.CREATING, since=self.now()))
+            record = yield from self.writing(replace(wanted, state=State.CREATING, since=self.now()))
         elif record.claim.uid != wanted.claim.uid:
             raise RefusedForSafety(
                 f"{self.path}: {wanted.pv} is recorded for claim {record.claim} with uid {record.claim.uid}"
@@ -304,7 +122,7 @@ class Store:
                 return record
             raise RefusedForSafety(f"{self.path}: {wanted.pv} is {record.state} already; its PV cannot be made again")
         try:
-            _made, inode = self._make_volume_directory(record, may_exist=not fresh)
+            inode = yield from self._make_volume_directory(record, may_exist=not fresh)
         except (OSError, Infeasible, RefusedForSafety):
             if fresh:
                 self._take_back(record)
@@ -320,7 +138,7 @@ class Store:
                     "it is left alone. Choose another pathPattern, or move it away."
                 )
 
-    def _make_volume_directory(self, record: VolumeRecord, *, may_exist: bool) -> tuple[bool, int]:
+    def _make_volume_directory(self, record: VolumeRecord, *, may_exist: bool) -> Change[int]:
         self.guard()
         with fs.parent_of(self.root, record.directory, create=True) as (parent, name):
             made = fs.make_directory(parent, name, 0o700)
@@ -346,9 +164,9 @@ class Store:
                 raise
             if "/" in record.directory:
                 os.fsync(parent)
-            else:
-                self.root_sync.sync()
-        return made, inode
+        if "/" not in record.directory:
+            yield self.root_sync.sync
+        return inode
 
     def _give(self, fd: int, record: VolumeRecord) -> None:
         """Owner and mode of a volume's directory, as its class asked for."""
@@ -427,14 +245,18 @@ class Store:
         return record if replace(changed, rev=record.rev) == record else self.write(changed)
 
     def make_live(self, pv: str) -> VolumeRecord:
-        """The volume has its PV: finish the record with the inode of its directory. The caller syncs `volumes`."""
+        """One volume; see `making_live`."""
+        return batch.run(self.making_live(pv))
+
+    def making_live(self, pv: str) -> Change[VolumeRecord]:
+        """The volume has its PV: finish the record with the inode of its directory."""
         record = self.require(pv, states=(State.CREATING, State.RESTORING, State.LIVE, State.ORPHANED, State.RETAINED))
         if record.state is State.LIVE:
             return record
         inode = fs.inode_at(self.root, record.directory)
         if inode is None or (record.inode is not None and inode != record.inode):
             raise RefusedForSafety(missing_directory(self.path, record, inode))
-        return self.write(record.advanced(state=State.LIVE, inode=inode, since=self.now()), sync=False)
+        return (yield from self.writing(record.advanced(state=State.LIVE, inode=inode, since=self.now())))
 
     def adopt(self, record: VolumeRecord) -> VolumeRecord:
         """Record a directory that another provisioner made and a bound PV names. The directory is not changed."""
@@ -484,21 +306,6 @@ def missing_directory(path: str, record: VolumeRecord, found: int | None) -> str
         f"{path}: the directory {record.directory!r} of {record.pv} {what}. Nothing was changed. "
         "If it was moved, move it back; if it was removed on purpose, take the finalizer off the PV."
     )
-
-
-def _allowed(operation: Callable[[], object]) -> bool:
-    try:
-        operation()
-    except (PermissionError, NotImplementedError):
-        return False
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return False
-        raise
-    return True
-
-
-_UNSUPPORTED = frozenset({22, 38, 95})  # EINVAL, ENOSYS, EOPNOTSUPP
 
 
 def _is_not_empty(error: OSError) -> bool:

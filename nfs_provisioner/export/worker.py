@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -30,8 +30,13 @@ from nfs_provisioner.errors import (
     RetryLater,
 )
 from nfs_provisioner.export import filesystem, moves, standby
+from nfs_provisioner.export.batch import run_together
 from nfs_provisioner.export.records import MOVING, Identity, State, VolumeRecord
-from nfs_provisioner.export.store import Abilities, Facts, Store
+from nfs_provisioner.export.root import Abilities, Facts
+from nfs_provisioner.export.store import Store
+
+Outcome = VolumeRecord | NfsProvisionerError
+"""What became of one of several volumes: its record, or its own error."""
 
 _THREADS = 8  # requests at once where each call is a round trip
 _LOCAL_THREADS = 2  # and where it is not: more only get in each other's way
@@ -95,7 +100,7 @@ class Worker:
             "load": self.load,
             "space": lambda: self.store.space(),
             "unmanaged": lambda names: self.store.unmanaged(names),
-            "provision": lambda record: self.store.provision(record),
+            "provision": self.provision,
             "make_live": self.make_live,
             "update": lambda pv, changes, states: self.store.update(pv, changes, states=states).slim(),
             "undo": lambda pv: self.store.undo(pv),
@@ -150,24 +155,28 @@ class Worker:
         self._trash_waits.set()
         return loaded, unreadable
 
-    def make_live(self, pvs: list[str]) -> list[VolumeRecord | NfsProvisionerError]:
-        """Finish the records of volumes that have their PVs; for each its record, or what is wrong with it."""
-        results: list[VolumeRecord | NfsProvisionerError] = []
-        for pv in pvs:
-            try:
-                results.append(self.store.make_live(pv).slim())
-            except (RefusedForSafety, RetryLater) as error:
-                results.append(error)
-        self.store.volumes_sync.sync()
-        return results
+    def provision(self, wanted: list[VolumeRecord]) -> list[Outcome]:
+        """Make volumes; for each its record, or what is wrong with it."""
+        return self._outcomes(run_together([self.store.provisioning(record) for record in wanted]))
 
-    def give_up(
-        self, pv: str, action: str, claim_uid: str | None, states: frozenset[State], avoid: frozenset[str]
-    ) -> VolumeRecord:
+    def make_live(self, pvs: list[str]) -> list[Outcome]:
+        """Finish the records of volumes that have their PVs; for each its record, or what is wrong with it."""
+        return self._outcomes(run_together([self.store.making_live(pv) for pv in pvs]))
+
+    def give_up(self, wanted: list[moves.GiveUp]) -> list[Outcome]:
         """Archive, delete or retain; what was deleted is removed in the background."""
-        record = moves.give_up(self.store, pv, action, claim_uid=claim_uid, states=states, avoid=avoid)
-        self._trash_waits.set()
-        return record.slim()
+        try:
+            return self._outcomes(moves.give_up_all(self.store, wanted))
+        finally:
+            self._trash_waits.set()
+
+    def _outcomes(self, results: Sequence[VolumeRecord | Exception]) -> list[Outcome]:
+        for one in results:
+            if isinstance(one, LostLeadership):  # nobody's own
+                raise one
+        return [
+            unpack_error(pack_error(one, self.path)) if isinstance(one, Exception) else one.slim() for one in results
+        ]
 
     def forget(self, pv: str) -> None:
         """Drop a tombstone that every replica has acknowledged."""

@@ -1,6 +1,7 @@
 """Writes Events at the lowest priority: never in the way of a claim.
 
-A thread of its own posts them, only while nobody says `busy` (or after an Event has waited ten seconds). What repeats
+A thread of its own posts them, only while nobody says `busy` (or after an Event has waited for long). Warnings come
+first: somebody may be looking for what is wrong, while good news shows in the objects themselves. What repeats
 within ten minutes is counted on the Event that is there already. When the API server does not take them, they are
 dropped and counted: an Event is a hint, the log has everything.
 """
@@ -18,9 +19,18 @@ from nfs_provisioner.kube.api import EVENT, Api, ApiError, JsonObject
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000
-PATIENCE = 10.0  # seconds an Event waits for a busy controller
+PATIENCE = 10.0  # seconds a warning waits for a busy controller
+GOOD_NEWS_PATIENCE = 300.0  # seconds, for every other Event: a burst would pay for them with a tenth of its speed
 SAME_FOR = 600.0  # seconds during which an equal Event is counted, not repeated
 _PAUSE = 0.05  # seconds between looks at a busy controller
+
+
+class _Waiting:
+    """Events of one urgency, with the moments they came; the oldest are dropped when there are too many."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.events: collections.deque[tuple[float, JsonObject]] = collections.deque(maxlen=MOST_WAITING)
 
 
 class EventWriter:
@@ -39,7 +49,7 @@ class EventWriter:
         self._may = may
         self._busy = busy
         self._clock = clock
-        self._waiting: collections.deque[tuple[float, JsonObject]] = collections.deque(maxlen=MOST_WAITING)
+        self._warnings, self._good_news = _Waiting(PATIENCE), _Waiting(GOOD_NEWS_PATIENCE)
         self._arrived = threading.Condition()
         self._stopped = False
         self._known: dict[tuple[str, ...], tuple[float, JsonObject]] = {}
@@ -60,23 +70,31 @@ class EventWriter:
     def record(self, event: JsonObject) -> None:
         """Queue an Event (a complete core/v1 object)."""
         with self._arrived:
-            self._waiting.append((self._clock(), event))
+            waiting = self._warnings if event["type"] == "Warning" else self._good_news
+            waiting.events.append((self._clock(), event))
             self._arrived.notify()
 
     def _run(self) -> None:
         while True:
             with self._arrived:
-                while not self._waiting and not self._stopped:
-                    self._arrived.wait()
-                if not self._waiting:
-                    return
-                since, event = self._waiting[0]
-                if not self._stopped and self._busy() and self._clock() - since < PATIENCE:
-                    self._arrived.wait(_PAUSE)
+                event = self._next()
+                if event is None:
+                    if self._stopped:
+                        return
+                    self._arrived.wait(_PAUSE if self._warnings.events or self._good_news.events else None)
                     continue
-                self._waiting.popleft()
             if self._may():
                 self._post(event)
+
+    def _next(self) -> JsonObject | None:
+        """The Event whose turn has come; None: none waits, or the controller is busy with better things."""
+        queues = [waiting for waiting in (self._warnings, self._good_news) if waiting.events]
+        if not queues:
+            return None
+        calm = self._stopped or not self._busy()
+        now = self._clock()
+        due = [waiting for waiting in queues if calm or now - waiting.events[0][0] >= waiting.patience]
+        return due[0].events.popleft()[1] if due else None
 
     def _post(self, event: JsonObject) -> None:
         regarding = event["involvedObject"]

@@ -165,6 +165,8 @@ def _released(s: Situation, volume: Volume) -> Decision:
     if record.state in (State.CREATING, State.RESTORING):
         return Decision("make-live", f"Released already; the record still says {record.state}")
     if record.state in (State.ARCHIVED, State.DELETED):
+        if not volume.owned:
+            return Decision("idle", f"{record.state}: the PV goes")
         return Decision("release", f"{record.state}: only the finalizer is left")
     if record.state is State.RETAINED and volume.deleting:
         return Decision("release", "retained: only the finalizer is left")
@@ -282,7 +284,7 @@ def choose_export(claim: Claim, storage_class: StorageClassSpec, rooms: Sequence
     if not selected:
         raise Infeasible(
             f"no NFSExport of StorageClass {storage_class.name} has labels that match the claim's selector; "
-            + "; ".join(f"{room.spec.name}: {_labels(room.spec)}" for room in candidates)
+            + "; ".join(f"{room.spec.name}: {labels_of(room.spec)}" for room in candidates)
         )
     usable = [room for room in selected if not room.problem]
     if not usable and any(room.looking for room in selected):
@@ -310,5 +312,6 @@ def _lacks(room: Room, wanted: int) -> str:
     return ""
 
 
-def _labels(spec: ExportSpec) -> str:
+def labels_of(spec: ExportSpec) -> str:
+    """An export's labels, for people."""
     return ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items())) or "no labels"

@@ -6,7 +6,9 @@ cluster fails here, instead of acting on another object than the one that was lo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from nfs_provisioner.errors import Infeasible, RefusedForSafety, RetryLater
 from nfs_provisioner.kube.api import PV, AlreadyExists, Api, Invalid, NotFound
@@ -22,6 +24,19 @@ class VolumeWriter:
         self._api = api
         self._cache = cache
         self._check = check
+        self._let_go: set[str] = set()  # uids of PVs whose finalizer was taken off, until the watch says they went
+
+    def as_left(self, volume: Volume) -> Volume:
+        """What the cache says of a PV, with what was done to it here and the watch has not brought yet: else each
+        echo of an earlier step would take the finalizer off once more."""
+        if not volume.owned:
+            self._let_go.discard(volume.uid)  # the watch has brought it
+            return volume
+        return replace(volume, owned=False) if volume.uid in self._let_go else volume
+
+    def went(self, volume: Volume) -> None:
+        """The PV vanished."""
+        self._let_go.discard(volume.uid)
 
     def post(self, name: str, manifest: JsonObject) -> None:
         """POST the PV; one that is there already must be ours for this very claim."""
@@ -61,17 +76,15 @@ class VolumeWriter:
         self._check()
         body = finalizer_patch(volume.uid, add=True)
         body["metadata"]["resourceVersion"] = volume.version
-        try:
+        with contextlib.suppress(NotFound):
             self._cache.put(self._api.patch(PV, volume.name, body, kind="strategic"))
-        except NotFound:
-            return
+            self._let_go.discard(volume.uid)
 
     def release(self, volume: Volume) -> None:
         """Take our finalizer off, if it is on."""
         if not volume.owned:
             return
         self._check()
-        try:
+        with contextlib.suppress(NotFound):
             self._api.patch(PV, volume.name, finalizer_patch(volume.uid, add=False), kind="strategic")
-        except NotFound:
-            return
+            self._let_go.add(volume.uid)

@@ -6,28 +6,11 @@ from dataclasses import replace
 
 from nfs_provisioner.export.identity import Remembered, View
 from nfs_provisioner.export.records import Identity
-from nfs_provisioner.export.store import Facts
+from nfs_provisioner.export.root import Facts
 
 EXPORT, CLUSTER = "web", "cluster"
 KNOWN = Remembered("a", 2, "p2")
 EMPTY = Remembered()
-
-#: Kinds of replicas. The pair is at epoch 2, a is active.
-KINDS = (
-    "unreachable",  # a damaged export.json counts as this, too: nothing is known
-    "unmounted",  # the container's own file system
-    "empty",
-    "foreign",  # holds something, and no identity
-    "right",
-    "other-cluster",
-    "other-export",
-    "swapped",  # the other replica's mount
-    "copied",  # right, but on another file system than it was written on
-    "other-pair",
-    "older",  # as it was before the last promotion
-    "newer-seq",
-    "promoted",  # made active itself, one epoch later
-)
 
 
 def right(name: str) -> Identity:
@@ -53,22 +36,30 @@ def facts(name: str, identity: Identity | None, *, empty: bool = False, unmounte
     return Facts(identity, empty, f"root-{name}", "ext4", f"{name}:2", unmounted)
 
 
+def kinds(name: str) -> dict[str, View]:
+    """What a replica of this name can show. The pair is at epoch 2, a is active."""
+    mine, other = right(name), right("b" if name == "a" else "a")
+    found = {
+        "unmounted": facts(name, None, empty=True, unmounted=True),  # the container's own file system
+        "empty": facts(name, None, empty=True),
+        "foreign": facts(name, None),  # holds something, and no identity
+        "right": facts(name, mine),
+        "other-cluster": facts(name, replace(mine, cluster="another")),
+        "other-export": facts(name, replace(mine, export="another")),
+        "swapped": facts(name, replace(other, root=f"root-{name}")),  # the other replica's mount
+        "copied": facts(name, replace(mine, root="root-elsewhere")),  # right, but written on another file system
+        "other-pair": facts(name, replace(mine, pair="another", promotion="another")),
+        "older": facts(name, replace(mine, epoch=1, promotion="p1", seq=3, parents=())),  # before the last promotion
+        "newer-seq": facts(name, replace(mine, seq=9)),
+        "promoted": facts(name, replace(mine, epoch=3, promotion="p3", active=name)),  # made active itself since
+    }
+    # A damaged export.json counts as unreachable, too: nothing is known.
+    return {"unreachable": View(name, None, "no answer")} | {kind: View(name, seen) for kind, seen in found.items()}
+
+
+KINDS = tuple(kinds("a"))
+
+
 def view(name: str, kind: str) -> View:
     """A replica of one of KINDS."""
-    mine, other = right(name), right("b" if name == "a" else "a")
-    identities = {
-        "right": mine,
-        "other-cluster": replace(mine, cluster="another"),
-        "other-export": replace(mine, export="another"),
-        "swapped": replace(other, root=f"root-{name}"),
-        "copied": replace(mine, root="root-elsewhere"),
-        "other-pair": replace(mine, pair="another", promotion="another"),
-        "older": replace(mine, epoch=1, promotion="p1", seq=3, parents=()),
-        "newer-seq": replace(mine, seq=9),
-        "promoted": replace(mine, epoch=3, promotion="p3", active=name),
-    }
-    if kind == "unreachable":
-        return View(name, None, "no answer")
-    if kind in identities:
-        return View(name, facts(name, identities[kind]))
-    return View(name, facts(name, None, empty=kind != "foreign", unmounted=kind == "unmounted"))
+    return kinds(name)[kind]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from nfs_provisioner.errors import LostLeadership, RefusedForSafety, RetryLater
+from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.worker import LeaseEnd, Worker
 from tests.unit.export.world import MARKER, World, identity, volume
@@ -28,29 +31,39 @@ def worker(world: World, lease: LeaseEnd) -> Worker:
     return Worker(str(world.root), lease)
 
 
+def test_a_child_process_loads_no_configuration() -> None:
+    """There is one for each replica: what all of them load without use costs memory, and time at each start."""
+    look = "import sys, nfs_provisioner.export.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "nfs_provisioner.export.moves" in loaded
+    parts = {".".join(name.split(".")[:2]) for name in loaded}
+    assert not parts & {"yaml", "kubernetes", "prometheus_client", "rich", "nfs_provisioner.config"}
+
+
 def attach(worker: Worker, term: str = "term") -> None:
     found = worker.inspect().identity
     worker.attach(found or identity(), found, term)
 
 
 def live(worker: Worker, pv: str, directory: str) -> None:
-    worker.operations["provision"](volume(pv, directory))
+    worker.operations["provision"]([volume(pv, directory)])
     worker.make_live([pv])
 
 
 def test_h16_an_ended_lease_stops_every_operation(world: World, worker: Worker, lease: LeaseEnd) -> None:
     with pytest.raises(RetryLater, match="not attached"):
-        worker.operations["provision"](volume("pv", "app"))
+        worker.operations["provision"]([volume("pv", "app")])
     attach(worker)
     live(worker, "pv", "app")
     lease.set(time.clock_gettime(time.CLOCK_BOOTTIME))
     before = sorted(str(path) for path in world.root.rglob("*"))
     arguments: dict[str, tuple[object, ...]] = {
-        "provision": (volume("new", "new"),),
+        "provision": ([volume("new", "new")],),
         "update": ("pv", {"requested": 1}, frozenset({State.LIVE})),
         "adopt": (volume("adopted", "app"),),
         "restore": (volume("new", "new"), "pv"),
-        "give_up": ("pv", "archive", None, frozenset({State.LIVE}), frozenset()),
+        "give_up": ([GiveUp("pv", "archive", None, frozenset({State.LIVE}))],),
         "raise_seq": (),
         "set_members": ({"b": "x"},),
         "server_time": (),
@@ -88,7 +101,7 @@ def test_moves_that_were_begun_are_finished_by_load(world: World, worker: Worker
 def test_one_bad_volume_of_a_batch_stops_no_other(worker: Worker, world: World) -> None:
     attach(worker)
     for pv in ("one", "two", "three"):
-        worker.operations["provision"](volume(pv, pv))
+        worker.operations["provision"]([volume(pv, pv)])
     (world.root / "two").rmdir()
     results = worker.make_live(["one", "two", "unknown", "three"])
     assert [isinstance(result, VolumeRecord) for result in results] == [True, False, False, True]

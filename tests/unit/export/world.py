@@ -106,7 +106,6 @@ class World:
         record = volume(pv, directory, **changes)  # type: ignore[arg-type]
         store.provision(record)
         live = store.make_live(pv)
-        store.volumes_sync.sync()
         self.mark(record)
         return live
 

@@ -1,0 +1,79 @@
+"""Requests that go together: nobody's answer is another's, and nobody waits for nothing."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nfs_provisioner.export.gathering import ENOUGH, Gathering
+
+
+def test_everybody_gets_the_answer_to_his_own_question() -> None:
+    sent: list[list[int]] = []
+
+    def send(items: list[int]) -> list[int | Exception]:
+        sent.append(items)
+        return [item * 2 for item in items]
+
+    gathering = Gathering(send)
+    with ThreadPoolExecutor(ENOUGH) as pool:
+        assert list(pool.map(lambda item: gathering.ask(item, 1), range(500))) == [item * 2 for item in range(500)]
+    assert sorted(item for items in sent for item in items) == list(range(500))
+    assert len(sent) < 500
+
+
+def test_one_failure_is_its_own_and_a_failed_request_is_everybodys() -> None:
+    def send(items: list[str]) -> list[str | Exception]:
+        if "hang" in items:
+            raise TimeoutError("no answer")
+        return [ValueError(item) if item == "bad" else item for item in items]
+
+    gathering = Gathering(send)
+    assert gathering.ask("good", 1) == "good"
+    with pytest.raises(ValueError, match="bad"):
+        gathering.ask("bad", 1)
+    with pytest.raises(TimeoutError):
+        gathering.ask("hang", 1)
+    assert gathering.ask("good", 1) == "good"
+
+
+def test_what_comes_while_a_request_is_under_way_goes_with_the_next() -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+    sent: list[list[int]] = []
+
+    def send(items: list[int]) -> list[int | Exception]:
+        sent.append(items)
+        under_way.set()
+        go_on.wait(10)
+        return list(items)
+
+    gathering = Gathering(send)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(gathering.ask, 0, 1)
+        assert under_way.wait(10)
+        others = [pool.submit(gathering.ask, item, 1) for item in (1, 2, 3)]
+        while len(gathering._waiting) < 3:
+            threading.Event().wait(0.001)
+        go_on.set()
+        assert [first.result(10), *(other.result(10) for other in others)] == [0, 1, 2, 3]
+    assert [sorted(items) for items in sent] == [[0], [1, 2, 3]]
+
+
+def test_a_hung_request_holds_up_no_other_where_several_may_be_under_way() -> None:
+    go_on, hung = threading.Event(), threading.Event()
+
+    def send(items: list[int]) -> list[int | Exception]:
+        if items == [0]:
+            hung.set()
+            go_on.wait(10)
+        return list(items)
+
+    gathering = Gathering(send)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(gathering.ask, 0, 2)
+        assert hung.wait(10)
+        assert gathering.ask(1, 2) == 1
+        go_on.set()
+        assert first.result(10) == 0
