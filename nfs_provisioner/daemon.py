@@ -19,32 +19,34 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
-from nfs_provisioner.config import ControllerConfig, load_controller_config
-from nfs_provisioner.errors import InvalidInput, LostLeadership
+from nfs_provisioner.config import ControllerConfig
 from nfs_provisioner.export.attachment import Attachment
+from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.replica import WORKER_COMMAND
 from nfs_provisioner.export.worker import LeaseEnd
-from nfs_provisioner.kube.api import NAMESPACE, NFS_EXPORT, PV, PVC, STORAGE_CLASS, Api, ApiError, JsonObject, load
+from nfs_provisioner.kube.api import NAMESPACE, NFS_EXPORT, Api, ApiError, JsonObject, load
 from nfs_provisioner.kube.events import EventWriter
 from nfs_provisioner.kube.lease import LeaseElector
 from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.kube.workers import Workers
 from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.metrics import Metrics
 from nfs_provisioner.overview import overview, snapshot
-from nfs_provisioner.process import configure_logging, own_namespace
+from nfs_provisioner.process import configure_logging, follow_config, own_namespace
 from nfs_provisioner.replication.mirror import Mirror
 from nfs_provisioner.volumes.announcer import Announcer
-from nfs_provisioner.volumes.exports import Export, Services
-from nfs_provisioner.volumes.objects import Claim, Volume, claim_from, volume_from
-from nfs_provisioner.volumes.reconciler import DECIDE, Caches, Reconciler
+from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.lookout import Lookout
+from nfs_provisioner.volumes.objects import Claim, Volume
+from nfs_provisioner.volumes.reconciler import DECIDE, Reconciler
 from nfs_provisioner.volumes.registry import ExportObject, Registry, export_from
+from nfs_provisioner.volumes.services import Services
 from nfs_provisioner.web import WebServer
 
 log = logging.getLogger(__name__)
 
 LEASE_NAME = "nfs-provisioner"
-CONFIG_POLL = 5.0  # seconds between looks at the configuration file
 QUIET_AFTER = 0.25  # seconds without work after which a burst counts as over
 STUCK = 60.0  # seconds without a turn, with work waiting, after which the process is not healthy
 
@@ -75,37 +77,18 @@ class Daemon:
         self._end = threading.Event()
         self._term = 0
         self._lapsed = False
-        self._lanes: set[str] = set()
         self._exports_lock = threading.Lock()  # what the start read must not overtake what the watch brings
-        self._threads: list[threading.Thread] = []
-        self._last_turn = time.monotonic()
         self._lease_end = LeaseEnd()
         self.api: Api = load(kubeconfig, observe=self._observe_api)
         self.queue: WorkQueue[str] = WorkQueue(on_retry=lambda _lane: self.metrics.workqueue_retries_total.inc())
         self.events = EventWriter(self.api, busy=self._busy, may=lambda: self.leading)
         self.announcer = Announcer(self.events, self.metrics, config.provisioner)
-        provisioners = frozenset({config.provisioner, *config.adopt_from})
-        self.caches = Caches(
-            claims=Reflector(
-                self.api,
-                PVC,
-                slim=lambda raw: claim_from(raw, provisioners),
-                on_change=self._claim_changed,
-                index=lambda claim: (claim.key, ("class", claim.storage_class) if not claim.volume else None),
-            ),
-            volumes=Reflector(
-                self.api,
-                PV,
-                slim=lambda raw: volume_from(raw, provisioners),
-                on_change=self._volume_changed,
-                index=lambda volume: (("export", volume.export),),
-            ),
-            classes=Reflector(self.api, STORAGE_CLASS, slim=_class_from, on_change=self._class_changed),
-        )
+        self._lookout = Lookout(self.api, frozenset({config.provisioner, *config.adopt_from}))
+        self.caches = self._lookout.caches
         self.exports: Reflector[ExportObject] = Reflector(
             self.api, NFS_EXPORT, slim=export_from, on_change=self._export_changed
         )
-        self.reconciler: Reconciler | None = None
+        self._workers: Workers | None = None
         self.elector = self._elector()
         self.web = WebServer(
             config.http.bind,
@@ -136,7 +119,7 @@ class Daemon:
         for reflector in self._reflectors():
             reflector.start()
         if self._config_file is not None:
-            threading.Thread(target=self._watch_config, name="config", daemon=True).start()
+            threading.Thread(target=self._follow_config, args=(self._config_file,), name="config", daemon=True).start()
         for reflector in self._reflectors():
             while not reflector.synced.wait(0.2):
                 if self._end.is_set():
@@ -155,7 +138,12 @@ class Daemon:
 
     def shut_down(self) -> None:
         """End everything, in order; what hangs is left behind."""
+        self._end.set()
         self.queue.shutdown(timeout=5.0)
+        with self._exports_lock:  # what the watch brings from here on starts nothing any more
+            exports = self._exports()
+        for export in exports:
+            export.close()  # all at once: waiting for each that hangs before the next is ended would take too long
         if self.registry is not None:
             self.registry.stop()
         self.events.stop()
@@ -248,7 +236,7 @@ class Daemon:
             has_volumes=lambda export: bool(self.caches.volumes.by_index(("export", export))),
             check=self.check,
         )
-        self.reconciler = Reconciler(
+        reconciler = Reconciler(
             self.api,
             self.caches,
             self.registry,
@@ -259,13 +247,17 @@ class Daemon:
             check=self.check,
         )
         self.events.start()
+        workers = Workers(self.queue, reconciler.process, on_lost=lambda: self.stop("lost"), fallback=DECIDE)
         with self._exports_lock:
+            if self._end.is_set():
+                return
             objects = self.exports.items()
             for obj in objects:
-                self._serve_lane(obj.name, self.config.workers)
+                workers.serve(obj.name, self.config.workers)
+            self._lookout.reconciler, self._workers = reconciler, workers
             self.registry.start(objects)
-        self._serve_lane(DECIDE, 2)
-        self._look_at_everything()
+        workers.serve(DECIDE, 2)
+        self._lookout.look_at_everything()
 
     def _cluster_id(self) -> str | None:
         """uid of namespace kube-system, which is what tells clusters apart; tried until it is told."""
@@ -277,100 +269,44 @@ class Daemon:
                 self._end.wait(2.0)
         return None
 
-    def _mirror(self, export: Export, active: Attachment, standby: Attachment, records: list[VolumeRecord]) -> Mirror:
-        return Mirror(export.name, export.catalog, active, standby, records, busy=self._busy)
+    def _mirror(
+        self, export: str, catalog: Catalog, active: Attachment, standby: Attachment, records: list[VolumeRecord]
+    ) -> Mirror:
+        return Mirror(export, catalog, active, standby, records, busy=self._busy)
 
     # -- what wakes the workers -------------------------------------------------------------------------------------
 
-    def _claim_changed(self, _key: str, old: Claim | None, new: Claim | None) -> None:
-        for claim in (old, new):
-            if claim is not None:
-                self._look_at(claim.key)
-
-    def _volume_changed(self, key: str, old: Volume | None, new: Volume | None) -> None:
-        if new is None and old is not None and self.reconciler is not None:
-            self.reconciler.volume_went(old)
-        self._look_at(key)
-
-    def _look_at(self, key: str) -> None:
-        if self.reconciler is not None:
-            self.reconciler.look_at(key)
-
-    def _class_changed(self, key: str, _old: JsonObject | None, new: JsonObject | None) -> None:
-        if new is not None:
-            for claim in self.caches.claims.by_index(("class", key)):
-                self._look_at(claim.key)
-
     def _export_changed(self, key: str, _old: ExportObject | None, new: ExportObject | None) -> None:
-        if self.registry is None or self.reconciler is None:
+        registry, workers = self.registry, self._workers
+        if registry is None or workers is None:
             return
         with self._exports_lock:
-            self._serve_lane(key, self.config.workers)
-            changed = self.registry.changed(key, new)
+            if self._end.is_set():
+                return
+            if new is not None:
+                workers.serve(key, self.config.workers)
+            changed = registry.changed(key, new)
+            if new is None:
+                workers.leave(key)
         if changed:
-            self._look_at_waiting_claims()
-            for volume in self.caches.volumes.by_index(("export", "")):  # to be adopted
-                self._look_at(volume.name)
+            self._lookout.look_at_waiting()
         if new is None:
             self.metrics.forget_export(key)
 
     def _export_ready(self, name: str) -> None:
-        registry = self.registry
-        export = registry.get(name) if registry else None
-        if export is not None:
-            for record in export.catalog.all():
-                self._look_at(record.pv)
-        self._look_at_everything()
-        if self.reconciler is not None:
-            self.reconciler.look_for_leftovers()
-
-    def _look_at_waiting_claims(self) -> None:
-        for claim in self.caches.claims.items():
-            if not claim.volume:
-                self._look_at(claim.key)
-
-    def _look_at_everything(self) -> None:
-        for volume in self.caches.volumes.items():
-            self._look_at(volume.name)
-        for claim in self.caches.claims.items():
-            self._look_at(claim.key)
+        self._lookout.export_ready(self.registry.get(name) if self.registry is not None else None)
 
     def _export_event(self, export: str, reason: str, message: str, warning: bool) -> None:
         obj = self.exports.get(export)
         self.announcer.about_export(export, reason, message, warning=warning, uid=obj.uid if obj else "")
 
-    # -- workers ----------------------------------------------------------------------------------------------------
-
-    def _serve_lane(self, lane: str, threads: int) -> None:
-        if lane in self._lanes:
-            return
-        self._lanes.add(lane)
-        for number in range(threads):
-            name = f"worker-{lane or 'decide'}-{number}"
-            thread = threading.Thread(target=self._work, args=(lane,), name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _work(self, lane: str) -> None:
-        reconciler = self.reconciler
-        assert reconciler is not None
-        while (key := self.queue.get(lane)) is not None:
-            try:
-                reconciler.process(key, lane)
-            except LostLeadership as error:
-                log.warning("%s", error.message)
-                self.queue.done(key)
-                self.stop("lost")
-                return
-            except Exception:  # the last resort: a defect in one volume's case must not stop the others
-                log.exception("%s: unexpected error; tried again later", key)
-                self.queue.retry(key, DECIDE)
-            self._last_turn = time.monotonic()
-            self.queue.done(key)
-
     def _busy(self) -> bool:
         """Whether claims are waiting, or were a moment ago: then Events and the standby wait."""
-        return time.monotonic() - self._last_turn < QUIET_AFTER or any(self.queue.depth().values())
+        return self._idle_for() < QUIET_AFTER or any(self.queue.depth().values())
+
+    def _idle_for(self) -> float:
+        """Seconds since a worker was done with something."""
+        return time.monotonic() - self._workers.last_turn if self._workers is not None else math.inf
 
     # -- what others see ----------------------------------------------------------------------------------------------
 
@@ -383,8 +319,8 @@ class Daemon:
                 return f"the watch of {reflector.name} ended"
         if self.config.leader_election.enabled and self.unready() == "" and not self.elector.is_alive():
             return "leader election ended"
-        waiting = self.queue.depth().get(DECIDE, 0) if self.reconciler is not None else 0
-        if waiting and time.monotonic() - self._last_turn > STUCK:
+        waiting = self.queue.depth().get(DECIDE, 0) if self._workers is not None else 0
+        if waiting and self._idle_for() > STUCK:
             return f"{waiting} volumes wait, and nothing was decided for {STUCK:g} s"
         return ""
 
@@ -410,43 +346,15 @@ class Daemon:
 
     # -- configuration ----------------------------------------------------------------------------------------------
 
-    def _watch_config(self) -> None:
+    def _follow_config(self, path: Path) -> None:
         """A changed file takes effect by a restart in place (log settings: at once); a bad one is refused."""
-        assert self._config_file is not None
-        seen = _stamp(self._config_file)
-        while not self._end.wait(CONFIG_POLL):
-            now = _stamp(self._config_file)
-            if now == seen:
-                continue
-            seen = now
-            try:
-                fresh = load_controller_config(self._config_file)
-            except InvalidInput as error:
-                log.error("the changed configuration is not used: %s", error.message)  # noqa: TRY400
-                self.metrics.config_last_reload_successful.set(0)
-                continue
-            self.metrics.config_last_reload_successful.set(1)
-            if replace(fresh, log=self.config.log) != self.config:
-                log.info("the configuration changed: restarting in place")
-                self.stop("reload")
-            elif fresh.log != self.config.log:
-                self.config = fresh
-                configure_logging(fresh)
+        good = self.metrics.config_last_reload_successful
+        follow_config(path, self._end, on_read=lambda right: good.set(int(right)), on_change=self._config_changed)
 
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _class_from(raw: JsonObject) -> JsonObject:
-    keys = ("provisioner", "parameters", "reclaimPolicy", "mountOptions", "allowVolumeExpansion", "volumeBindingMode")
-    return {
-        "apiVersion": "storage.k8s.io/v1",
-        "kind": "StorageClass",
-        "metadata": {"name": raw["metadata"]["name"]},
-        **{key: raw[key] for key in keys if key in raw},
-    }
+    def _config_changed(self, fresh: ControllerConfig) -> None:
+        if replace(fresh, log=self.config.log) != self.config:
+            log.info("the configuration changed: restarting in place")
+            self.stop("reload")
+        elif fresh.log != self.config.log:
+            self.config = fresh
+            configure_logging(fresh)

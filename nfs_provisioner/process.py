@@ -1,13 +1,20 @@
-"""What a process needs beside its work: where it runs, and how it writes its log."""
+"""What a process needs beside its work: where it runs, how it writes its log, and when its configuration changed."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
-from nfs_provisioner.config import ControllerConfig
+from nfs_provisioner.config import ControllerConfig, load_controller_config
+from nfs_provisioner.errors import InvalidInput
+
+log = logging.getLogger(__name__)
+
+CONFIG_POLL = 5.0  # seconds between looks at the configuration file
 
 _SERVICE_ACCOUNT_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -41,3 +48,36 @@ def configure_logging(config: ControllerConfig) -> None:
     handler.setFormatter(_JsonFormatter() if config.log.format == "json" else text)
     logging.basicConfig(level=config.log.level.upper(), handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.WARNING)  # a line a request says nothing that the metrics do not
+
+
+def follow_config(
+    path: Path,
+    end: threading.Event,
+    *,
+    on_read: Callable[[bool], None],
+    on_change: Callable[[ControllerConfig], None],
+    poll: float = CONFIG_POLL,
+) -> None:
+    """Until `end`: each time that the file changed, `on_read(whether it is right)`, and what it says if it is."""
+    seen = _stamp(path)
+    while not end.wait(poll):
+        now = _stamp(path)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            fresh = load_controller_config(path)
+        except InvalidInput as error:
+            log.error("the changed configuration is not used: %s", error.message)  # noqa: TRY400
+            on_read(False)
+            continue
+        on_read(True)
+        on_change(fresh)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

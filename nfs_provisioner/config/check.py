@@ -1,7 +1,8 @@
 """Offline checks of files: what `check-config FILE...` reports.
 
 Responsible for finding the documents of ours in YAML files and parsing them as the controller would. Must not contact
-a cluster. Invariant: every document is either checked or named as passed over; nothing is skipped in silence.
+a cluster. Invariant: every document is checked or named as passed over; nothing is skipped in silence, and no part of
+a file with problems is called good.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _OUR_KINDS = (CONFIG_KIND, EXPORT_KIND)
 
 @dataclass(slots=True)
 class CheckReport:
-    """One line for each problem, each document that was checked, and each that was passed over (with the reason)."""
+    """One line for each problem, each good document of a file without any, and each that was passed over (and why)."""
 
     problems: list[str] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
@@ -40,24 +41,30 @@ def check_files(paths: Iterable[str | Path]) -> CheckReport:
 
     A ProvisionerConfig among them says which StorageClasses are ours and below which mount root the replicas lie.
     """
-    report = CheckReport()
+    reports: dict[str, CheckReport] = {}
     documents: list[Document] = []
     for path in paths:
+        report = reports[str(path)] = CheckReport()
         try:
             documents.extend(read_documents(read_text(path), str(path)))
         except InvalidInput as error:
             report.problems.append(error.message)
-    config = _check_configs(documents, report)
+    config = _check_configs(documents, reports)
     for document in documents:
         if document.scalar("kind") != CONFIG_KIND:
-            _check_document(document, config, report)
-    return report
+            _check_document(document, config, reports[document.source])
+    return CheckReport(
+        problems=[line for report in reports.values() for line in report.problems],
+        checked=[line for report in reports.values() if not report.problems for line in report.checked],
+        passed_over=[line for report in reports.values() for line in report.passed_over],
+    )
 
 
-def _check_configs(documents: list[Document], report: CheckReport) -> ControllerConfig:
+def _check_configs(documents: list[Document], reports: dict[str, CheckReport]) -> ControllerConfig:
     config = ControllerConfig()
     for document in documents:
         if document.scalar("kind") == CONFIG_KIND:
+            report = reports[document.source]
             try:
                 value, lines = document.build()
                 config = read_controller_config(value, Place(document.source, lines))

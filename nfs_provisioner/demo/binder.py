@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from nfs_provisioner.demo import quantity
 from nfs_provisioner.demo.faults import Json
-from nfs_provisioner.demo.kinds import CLASS_BETA
+from nfs_provisioner.demo.kinds import class_of
 from nfs_provisioner.demo.meta import now
 from nfs_provisioner.demo.registry import Registry
 from nfs_provisioner.demo.resources import CLAIMS, CLASSES, VOLUMES, Resource
@@ -36,10 +36,6 @@ def _annotate(obj: Json, *names: str, value: str = "yes") -> None:
     target = obj["metadata"].setdefault("annotations", {})
     for name in names:
         target[name] = value
-
-
-def claim_class(claim: Json) -> str:
-    return annotations_of(claim).get(CLASS_BETA) or claim["spec"].get("storageClassName") or ""
 
 
 def _amount(amounts: Json | None) -> object:
@@ -118,7 +114,7 @@ class Binder:
             self._sync_unbound(key, claim)
 
     def _sync_unbound(self, key: Key, claim: Json) -> None:
-        storage_class = self._load(CLASSES, ("", claim_class(claim)))
+        storage_class = self._load(CLASSES, ("", class_of(claim)))
         mode = storage_class["volumeBindingMode"] if storage_class else ""
         waits = mode == "WaitForFirstConsumer" and SELECTED_NODE not in annotations_of(claim)
         volume = self._best_match(key, claim, waits)
@@ -255,7 +251,7 @@ def _large_enough(volume: Json, claim: Json) -> bool:
 
 
 def _matches_class(volume: Json, claim: Json) -> bool:
-    return bool((volume["spec"].get("storageClassName") or "") == claim_class(claim))
+    return class_of(volume) == class_of(claim)
 
 
 def _satisfies(volume: Json, claim: Json) -> bool:

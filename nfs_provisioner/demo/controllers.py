@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from nfs_provisioner.demo.binder import SELECTED_NODE, Binder, annotations_of, claim_class
+from nfs_provisioner.demo.binder import SELECTED_NODE, Binder, annotations_of
 from nfs_provisioner.demo.faults import Json
-from nfs_provisioner.demo.kinds import PV_PROTECTION, PVC_PROTECTION, add_finalizer
+from nfs_provisioner.demo.kinds import PV_PROTECTION, PVC_PROTECTION, add_finalizer, class_of
 from nfs_provisioner.demo.registry import Registry
 from nfs_provisioner.demo.resources import CLAIMS, CLASSES, NAMESPACES, PODS, VOLUMES, Resource
 from nfs_provisioner.demo.store import Change, Key
@@ -132,7 +132,7 @@ class Controllers:
         if entry is None:
             return
         claim = entry.load()
-        storage_class = self._store.get(CLASSES, ("", claim_class(claim)))
+        storage_class = self._store.get(CLASSES, ("", class_of(claim)))
         if storage_class is None or claim["spec"].get("volumeName") or SELECTED_NODE in annotations_of(claim):
             return
         if storage_class.load()["volumeBindingMode"] == "WaitForFirstConsumer":

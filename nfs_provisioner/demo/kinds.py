@@ -33,6 +33,13 @@ def add_finalizer(obj: Json, name: str) -> None:
         finalizers.append(name)
 
 
+def class_of(obj: Json) -> str:
+    """The class of a claim or volume: the annotation of the time before the field wins, even when it is empty."""
+    annotations = obj["metadata"].get("annotations") or {}
+    found: str = annotations[CLASS_BETA] if CLASS_BETA in annotations else obj["spec"].get("storageClassName") or ""
+    return found
+
+
 class Kinds:
     """The rules, bound to a store because some look at other objects (the default class, a class's growth)."""
 
@@ -96,7 +103,7 @@ class Kinds:
     def _prepare_claim(self, obj: Json) -> None:
         add_finalizer(obj, PVC_PROTECTION)
         spec = obj["spec"]
-        if spec.get("storageClassName") is None and not (obj["metadata"].get("annotations") or {}).get(CLASS_BETA):
+        if spec.get("storageClassName") is None and CLASS_BETA not in (obj["metadata"].get("annotations") or {}):
             default = self._default_class()
             if default is not None:
                 spec["storageClassName"] = default
@@ -160,7 +167,7 @@ class Kinds:
         name = new["metadata"]["name"]
         if old.get("status", {}).get("phase") != "Bound":
             raise forbidden("", resource.plural, name, "Only bound persistent volume claims can be expanded")
-        entry = self._store.get(CLASSES, ("", old["spec"].get("storageClassName") or ""))
+        entry = self._store.get(CLASSES, ("", class_of(old)))
         if entry is None or not entry.load().get("allowVolumeExpansion"):
             why = (
                 "only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must"

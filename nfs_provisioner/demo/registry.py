@@ -131,22 +131,27 @@ class Registry:
 
     def update(self, resource: Resource, key: Key, body: Any, status: bool = False, dry_run: bool = False) -> Entry:
         """PUT."""
-        old = self.store.get(resource, key)
-        if old is None:
-            if resource.put_creates and not status:
-                body.get("metadata", {}).pop("resourceVersion", None)
-                return self.create(resource, key[0], body, dry_run)
-            raise faults.not_found(resource.group, resource.plural, key[1])
         obj = self._accept(resource, body)
         metadata = obj["metadata"]
+        old = self.store.get(resource, key)
+        if old is None:
+            self._check_uid(resource, key, metadata, "")
+            if resource.put_creates and not status:
+                metadata.pop("resourceVersion", None)
+                return self.create(resource, key[0], obj, dry_run)
+            raise faults.not_found(resource.group, resource.plural, key[1])
         if not metadata.get("resourceVersion") and not resource.unconditional:
             found = [faults.wrong("metadata.resourceVersion", 0, "must be specified for an update")]
             raise faults.invalid(resource.group, resource.plural, key[1], found)
-        current = old.load()["metadata"]["uid"]
-        if metadata.get("uid") not in (None, "", current):
-            why = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {current}"
-            raise faults.conflict(resource.group, resource.plural, key[1], why)
+        self._check_uid(resource, key, metadata, old.load()["metadata"]["uid"])
         return self._replace(resource, key, old, obj, status, dry_run)
+
+    def _check_uid(self, resource: Resource, key: Key, metadata: Json, current: str) -> None:
+        """A uid in a PUT is a precondition, which what is not there never meets."""
+        wanted = metadata.get("uid")
+        if wanted not in (None, "", current):
+            why = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {current}"
+            raise faults.conflict(resource.group, resource.plural, key[1], why)
 
     def patch(
         self, resource: Resource, key: Key, media_type: str, change: Any, status: bool = False, dry_run: bool = False

@@ -39,8 +39,8 @@ class LeaseElector:
     """Runs in a thread of its own from `start` to `stop`.
 
     `on_started(term)` and `on_stopped()` are called alternately, on that thread, which also renews: they must return
-    at once. The term is the Lease's leaseTransitions; because a Lease can be deleted or restored from a backup, it
-    is also kept above `term_floor()`, the greatest term that the caller knows of from elsewhere.
+    at once. The term is the Lease's leaseTransitions: greater than any that this process had before, but beginning
+    anew for others when the Lease was deleted.
 
     `on_until(moment)` is told, under the elector's lock, until when on `clock` this process may act. `identity` must be
     unique to the process. Durations are in seconds; `wall` gives Unix time and is only written down, never compared.
@@ -59,7 +59,6 @@ class LeaseElector:
         clock: Callable[[], float] = monotonic_through_suspend,
         wall: Callable[[], float] = time.time,
         rand: Callable[[], float] = random.random,
-        term_floor: Callable[[], int] = lambda: 0,
         on_started: Callable[[int], None],
         on_stopped: Callable[[], None],
         on_until: Callable[[float], None] = lambda _until: None,
@@ -79,7 +78,6 @@ class LeaseElector:
         self._clock = clock
         self._wall = wall
         self._rand = rand
-        self._term_floor = term_floor
         self._on_started = on_started
         self._on_stopped = on_stopped
         self._on_until = on_until
@@ -198,9 +196,7 @@ class LeaseElector:
                 self._lease = {}
             if self._held_by_another():
                 return
-            term = 1 + max(
-                int(self._lease.get("spec", {}).get("leaseTransitions") or 0), self._claimed_term, self._term_floor()
-            )
+            term = 1 + max(int(self._lease.get("spec", {}).get("leaseTransitions") or 0), self._claimed_term)
             now = self._now()
             self._claimed_term = term
             body = self._with_spec(

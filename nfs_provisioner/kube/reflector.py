@@ -55,7 +55,8 @@ class Reflector(Generic[T]):
         rand: Callable[[], float] = random.random,
     ) -> None:
         """`slim` keeps the fields in use, or returns None for an object that is of no interest; `index` gives the
-        values under which `by_index` finds an item. `clock` in seconds, `rand` in [0, 1)."""
+        values under which `by_index` finds an item. An object on which either raises is logged, and of no interest.
+        `clock` in seconds, `rand` in [0, 1)."""
         self.name = name or resource.plural
         self.synced = threading.Event()
         self.last_error: str | None = None
@@ -69,7 +70,9 @@ class Reflector(Generic[T]):
         self._watch_seconds = watch_seconds
         self._clock = clock
         self._rand = rand
-        self._store: Store[T] = Store(slim, index)
+        self._slim = slim
+        self._index = index
+        self._store: Store[T] = Store(self._read, index)
         self._relist = True
         self._verify = False
         self._failures = 0
@@ -111,6 +114,16 @@ class Reflector(Generic[T]):
         """Reads from now on see this answer to the caller's own write, unless something newer is known. `on_change`
         is called when the watch brings it."""
         self._store.put(obj)
+
+    def _read(self, obj: JsonObject) -> T | None:
+        try:
+            item = self._slim(obj)
+            if item is not None and self._index is not None:
+                set(self._index(item))  # fails here, where only this object is lost by it
+        except Exception:  # whatever somebody wrote into one object must not hide all the others
+            logger.exception("%s: %s is passed over: it cannot be read", self.name, key_of(obj))
+            return None
+        return item
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -2,7 +2,8 @@
 
 Responsible for order and exclusion only; knows no Kubernetes, starts no thread, runs no work. Lanes keep a worker
 that hangs on one server from being handed the keys of another. Invariant: at every moment a key is waiting in at
-most one lane, and a key that is being processed is handed to nobody, whatever lane it is added to meanwhile.
+most one lane, and a key that is being processed is handed to nobody, whatever lane it is added to meanwhile. No key
+waits in a closed lane, which nobody may serve.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class WorkQueue(Generic[K]):
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._lanes: dict[str, _Lane[K]] = {}
+        self._closed: dict[str, str] = {}  # lane -> the one that its keys go to instead
         self._waiting: dict[K, _Waiting] = {}
         self._processing: dict[K, str] = {}
         self._failures: dict[K, int] = {}
@@ -114,11 +116,16 @@ class WorkQueue(Generic[K]):
             return self._failures.get(key, 0)
 
     def get(self, lane: str = "") -> K | None:
-        """Blocks until a key is due in `lane`; None means shut down. Every key got must be given to `done`."""
+        """Blocks until a key is due in `lane`; None means shut down or the lane closed. Every key got must be given
+        to `done`."""
         with self._lock:
+            if lane in self._closed:
+                return None
             here = self._lane(lane)
             waited = False
             while True:
+                if here is not self._lanes.get(lane):  # closed, and maybe open again for others
+                    return None
                 key = self.try_get(lane)
                 # While others drain, what they were given may still come back to this lane.
                 if key is not None or (self._stopping and not (self._draining and self._waiting)):
@@ -132,7 +139,7 @@ class WorkQueue(Generic[K]):
     def try_get(self, lane: str = "") -> K | None:
         """As `get`, but None at once if nothing is due."""
         with self._lock:
-            if self._stopping and not self._draining:
+            if lane in self._closed or (self._stopping and not self._draining):
                 return None
             here = self._lane(lane)
             self._promote(here)
@@ -155,6 +162,29 @@ class WorkQueue(Generic[K]):
             if self._stopping:
                 for lane in self._lanes.values():
                     lane.changed.notify_all()
+
+    def open(self, lane: str) -> None:
+        """Ends `close`. Lanes that never were closed are open."""
+        with self._lock:
+            self._closed.pop(lane, None)
+
+    def close(self, lane: str, into: str = "") -> None:
+        """Ends a lane: whoever waits in `get` for it gets None, and its keys, also those to come, go to lane `into`.
+
+        A key got before is processed to its end.
+        """
+        with self._lock:
+            self._closed[lane] = into
+            ended = self._lanes.get(lane)
+            for key, waiting in list(self._waiting.items()) if ended is not None else ():
+                if waiting.lane == lane:
+                    self._remove(key, waiting)
+                    waiting.lane = into
+                    if key not in self._processing:
+                        self._place(key, waiting)
+            if ended is not None:
+                del self._lanes[lane]
+                ended.changed.notify_all()
 
     def depth(self) -> dict[str, int]:
         """Keys due but not yet handed out, by lane; neither delayed keys nor those being processed."""
@@ -190,6 +220,7 @@ class WorkQueue(Generic[K]):
         with self._lock:
             if self._stopping:
                 return
+            lane = self._closed.get(lane, lane)
             waiting = self._waiting.get(key)
             if waiting is not None:
                 due, low = min(due, waiting.due), low and waiting.low

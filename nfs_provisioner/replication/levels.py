@@ -6,7 +6,7 @@ not have is never a reason to remove anything; only the active's tombstone is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from nfs_provisioner.export.records import SETTLED, State, VolumeRecord
@@ -26,7 +26,7 @@ def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord])
     known = {record.pv: record for record in active}
     alive = {record.tree for record in known.values() if record.state is not State.DELETED}
     trees = _holders(known, standby)
-    beside = _beside(known, standby) if any(record.shared for record in known.values()) else {}
+    beside = _beside(known, standby)
     steps = [
         step
         for record in known.values()
@@ -59,16 +59,29 @@ def _holders(known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeReco
 
 def _beside(known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]) -> dict[str, str]:
     """For each shared volume, another one whose directory on the standby is the same or lies inside."""
-    here = [record for record in standby.values() if record.state in SETTLED and record.state is not State.DELETED]
+    shared = sorted((record for record in known.values() if record.shared), key=lambda record: record.pv)
+    # By directory. Two are enough: one of them is another volume than the one that asks.
+    inside: dict[str, list[str]] = {record.directory: [] for record in shared}
+    first: dict[str, str] = {}
+    for record in shared:
+        first.setdefault(record.directory, record.pv)
+    for record in sorted(standby.values(), key=lambda record: record.pv) if shared else ():
+        if record.state in SETTLED and record.state is not State.DELETED:
+            for place in (record.directory, *_around(record.directory)):
+                if place in inside and len(inside[place]) < 2:
+                    inside[place].append(record.pv)
     found: dict[str, str] = {}
-    for record in known.values():
-        if record.shared:
-            inside = [r.pv for r in here if f"{r.directory}/".startswith(f"{record.directory}/")]
-            same = [r.pv for r in known.values() if r.shared and r.directory == record.directory and r.pv < record.pv]
-            other = next((pv for pv in sorted(inside) + sorted(same) if pv != record.pv), None)
-            if other is not None:
-                found[record.pv] = other
+    for record in shared:
+        others = (pv for pv in (*inside[record.directory], first[record.directory]) if pv != record.pv)
+        if (other := next(others, None)) is not None:
+            found[record.pv] = other
     return found
+
+
+def _around(directory: str) -> Iterator[str]:
+    while "/" in directory:
+        directory = directory.rpartition("/")[0]
+        yield directory
 
 
 def _step(

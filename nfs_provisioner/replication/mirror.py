@@ -20,6 +20,7 @@ from nfs_provisioner.replication.levels import compare
 
 log = logging.getLogger(__name__)
 
+LONGEST_GATHERING = 30.0  # seconds; as long as the standby is behind, its partner has the only copy
 GATHER = 0.5  # seconds in which changes are gathered, so that a burst costs the standby a few synced batches
 BATCH = 200  # steps a request; each must end well within its deadline
 BATCH_DEADLINE = 60.0  # seconds
@@ -98,7 +99,7 @@ class Mirror:
 
     def _gather(self) -> None:
         """Let a burst pass: the claims come first, and one batch is cheaper than many."""
-        for _ in range(20):
+        for _ in range(int(LONGEST_GATHERING / GATHER)):
             if self._stopped.wait(GATHER) or not self._busy():
                 return
 

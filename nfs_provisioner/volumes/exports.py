@@ -1,115 +1,71 @@
-"""One NFSExport at work: which replica is active, its catalog, its status, and what a person asks of it.
+"""One NFSExport at work: which replica is active, its catalog, and what its status says.
 
 Brings together what the replicas' attachments see (`export/attachment.py`), the verdict on their identity
 (`export/identity.py`) and the object in the API. Acts on files only through the replicas. One thread per export does
-what may wait for a server, so that no export waits for another's.
+what may wait for a server (`housekeeping.py`, `answers.py`), so that no export waits for another's. Invariant: nothing
+is attached for an export that is refused or stopped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 from nfs_provisioner.config import ExportSpec
-from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RefusedForSafety, RetryLater
+from nfs_provisioner.errors import NfsProvisionerError, RefusedForSafety, RetryLater
 from nfs_provisioner.export.attachment import NOT_LOOKED_AT, Attachment, Loaded
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.identity import Remembered, Verdict, judge
+from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
-from nfs_provisioner.export.replica import CALL_DEADLINE, WORKER_COMMAND, Replica
-from nfs_provisioner.export.worker import LeaseEnd
-from nfs_provisioner.volumes import requests
+from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
+from nfs_provisioner.volumes.answers import answer
 from nfs_provisioner.volumes.decisions import Room
-from nfs_provisioner.volumes.retention import Retention, age
-from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus
+from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
+from nfs_provisioner.volumes.replicas import Replicas
+from nfs_provisioner.volumes.retention import age
+from nfs_provisioner.volumes.services import Partner, Seen, Services
+from nfs_provisioner.volumes.status import ExportStatus
+
+__all__ = ["BATCH_DEADLINE", "Export", "Seen", "Services"]
 
 log = logging.getLogger(__name__)
 
 FIRST_LOOK = 3.0  # seconds in which a new export is expected to be ready: before that, nobody is told that it is not
-BATCH_DEADLINE = 60.0  # seconds; for what touches many files in one request, of which none is in a hurry
-SECOND_LOOK = 1.0  # seconds
+SETTLE = 15.0  # seconds after which a status is written whatever is not known; a replica that hangs is known before
 HOUSEKEEPING = 15.0  # seconds between looks for archives to purge, tombstones to drop, strangers to count
-
-
-class Partner(Protocol):
-    """What brings the standby's records to the active's (`replication/mirror.py`)."""
-
-    def start(self) -> None:
-        """Begin."""
-
-    def stop(self) -> None:
-        """End."""
-
-    def wake(self) -> None:
-        """Something changed on the active side."""
-
-    @property
-    def message(self) -> str:
-        """What does not go on by itself; empty when all is well."""
-
-    def acknowledged(self, pv: str) -> bool:
-        """Whether the standby knows that this volume is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What an export needs of the process around it."""
-
-    cluster: str
-    lease: LeaseEnd
-    term: Callable[[], str]
-    partner: Callable[[Export, Attachment, Attachment, list[VolumeRecord]], Partner]
-    on_ready: Callable[[str], None]  # the catalog of this export was filled: look at every volume again
-    on_status: Callable[[str], None]  # something that people see has changed
-    on_event: Callable[[str, str, str, bool], None]  # export, reason, message, warning
-    observe: Callable[[str, str, float], None] = lambda export, replica, seconds: None
-    worker_command: tuple[str, ...] = WORKER_COMMAND
-    clock: Callable[[], float] = time.monotonic
-    poll: float = 10.0
-
-
-@dataclass(slots=True)
-class Seen:
-    """What the NFSExport object says beside its spec."""
-
-    uid: str = ""
-    deleting: bool = False
-    request: str = ""
-    remembered: Remembered = field(default_factory=Remembered)
-    handled: Mapping[str, str] | None = None
 
 
 class Export:
     """One export. `catalog` is the active replica's; `ready` says that it is filled and may be acted on."""
 
-    def __init__(self, spec: ExportSpec, seen: Seen, services: Services) -> None:
+    def __init__(self, spec: ExportSpec, seen: Seen, services: Services, *, refused: str = "") -> None:
+        """`refused`: why this export may not be used, whatever its replicas are like; empty when it may."""
         self.spec = spec
         self.seen = seen
+        self.refused = refused
         self.catalog = Catalog(clock=services.clock)
         self.client_address: str | None = None  # the Service's ClusterIP, once known
         self.address_used = False  # since it was looked up last
         self._services = services
         self._lock = threading.RLock()
-        self._attachments: dict[str, Attachment] = {}
-        self._verdict = Verdict("Initializing", "looking at the replicas")
+        self._replicas = Replicas(spec.name, services, self._on_change)
+        self._verdict = _nothing_known(refused)
         self._remembered = seen.remembered
         self._accepted: str | None = None
         self._active: Attachment | None = None
         self._partner: Partner | None = None
         self._problems: list[str] = []
-        self._unmanaged: int | None = None
         self._handled = seen.handled
-        self._retention = Retention(services.clock)
-        self._reachable: dict[str, bool] = {}
+        self._housekeeping = Housekeeping(self, services.clock)
         self._wake = threading.Event()
         self._stopped = False
         self._looking_until = services.clock() + FIRST_LOOK
+        self._settled_by = services.clock() + SETTLE
         self._thread = threading.Thread(target=self._run, name=f"export-{spec.name}", daemon=True)
 
     @property
@@ -120,68 +76,68 @@ class Export:
     def start(self) -> None:
         """Begin to look at the replicas."""
         with self._lock:
-            self._make_attachments(self.spec)
+            if not self.refused:
+                self._replicas.begin(self.spec)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End every child."""
+    def close(self) -> None:
+        """End every child, and wait for none: so that those of many exports may end together."""
         self._stopped = True
         self._wake.set()
         with self._lock:
-            if self._partner is not None:
-                self._partner.stop()
-            attachments = list(self._attachments.values())
-        for attachment in attachments:
-            attachment.stop()
+            self._drop_partner()
+            self._replicas.close()
 
-    def _make_attachments(self, spec: ExportSpec) -> None:
-        for replica in spec.replicas:
-            handle = Replica(
-                replica.name,
-                replica.mount_path,
-                self._services.lease,
-                observe=lambda _operation, seconds, name=replica.name: self._services.observe(self.name, name, seconds),  # type: ignore[misc]
-                command=self._services.worker_command,
-            )
-            made = Attachment(handle, self._services.term, self._on_change, poll=self._services.poll)
-            self._attachments[replica.name] = made
-            made.start()
+    def stop(self) -> None:
+        """End every child and thread; a child that hangs is waited for a second, counted from `close`."""
+        self.close()
+        self._replicas.stop()
 
     # -- what the API says ----------------------------------------------------------------------------------------
 
-    def update(self, spec: ExportSpec, seen: Seen) -> None:
+    def update(self, spec: ExportSpec, seen: Seen, *, refused: str = "") -> None:
         """The object changed. Replicas whose place changed are looked at anew."""
         with self._lock:
             moved = {r.name: r.mount_path for r in spec.replicas} != {r.name: r.mount_path for r in self.spec.replicas}
             if spec.service != self.spec.service:
                 self.client_address = None
             self.spec, self.seen = spec, seen
-            if moved:
-                self._drop_partner()
-                self._active = None
-                for attachment in self._attachments.values():
-                    attachment.stop()
-                self._attachments.clear()
-                self._make_attachments(spec)
+            if moved or refused != self.refused:
+                self._begin_anew(refused)
         self._wake.set()
         self._services.on_status(self.name)
+
+    def refuse(self, why: str) -> None:
+        """Let go of every replica, because of `why`; or, when that is empty, begin to use them (again)."""
+        if why != self.refused:
+            self.update(self.spec, self.seen, refused=why)
+
+    def _begin_anew(self, refused: str) -> None:
+        self._drop_partner()
+        self._active = None
+        self._replicas.let_go()
+        if refused != self.refused:
+            self.refused, self._verdict = refused, _nothing_known(refused)
+        if not refused and not self._stopped:
+            self._replicas.begin(self.spec)
 
     # -- what the replicas say --------------------------------------------------------------------------------------
 
     def _on_change(self, changed: Attachment, loaded: Loaded | None) -> None:
         """Called from an attachment's thread."""
         with self._lock:
-            if self._stopped or self._attachments.get(changed.name) is not changed:
+            if self._stopped or self._replicas.get(changed.name) is not changed:
                 return
-            self._note_reachable(changed)
+            self._replicas.tell_reachable(changed)
             if loaded is not None:
                 self._take(changed, loaded)
             elif changed is self._active and changed.attached is None:
                 self._active = None
                 self._drop_partner()
-                for other in self._attachments.values():
+                for other in self._replicas.all():
                     other.assign(None)  # the standby has nothing to follow; it is read again when the active is back
             self._evaluate()
+            self._replicas.note(changed, loaded, self._verdict.attach)
             if loaded is not None and changed.name == self._accepted:
                 self._accepted = None  # only now: what agrees with it has been assigned, too
             became_ready = loaded is not None and self._active is changed
@@ -191,22 +147,20 @@ class Export:
         if became_ready:
             self._services.on_ready(self.name)
 
-    def _note_reachable(self, attachment: Attachment) -> None:
-        up = attachment.view().facts is not None
-        before = self._reachable.get(attachment.name)
-        if up and before is False and attachment.attached is None:
-            return  # it answers; whether it can be used shows in a moment
-        self._reachable[attachment.name] = up
-        if before is not False and not up:
-            self._services.on_event(
-                self.name, "ReplicaUnreachable", f"replica {attachment.name}: {attachment.message}", True
-            )
-        elif before is False and up:
-            self._services.on_event(self.name, "ReplicaReachable", f"replica {attachment.name} answers again", False)
+    @property
+    def settled(self) -> bool:
+        """Whether `status` is worth telling: every replica was attached, failed or was left out, or takes too long.
+
+        Before that, it would take a pair that has only begun to be looked at for one that has lost its standby.
+        """
+        if self._stopped:
+            return False
+        late = self._services.clock() >= self._settled_by
+        return late or bool(self.refused) or self._replicas.looked_at(self.spec)
 
     def _evaluate(self) -> None:
         """Judge again, and hand out what may be attached: the active first, the standby when that is done."""
-        order = [self._attachments[replica.name] for replica in self.spec.replicas]
+        order = [found for replica in self.spec.replicas if (found := self._replicas.get(replica.name)) is not None]
         self._verdict = judge(
             self.name,
             self._services.cluster,
@@ -234,12 +188,12 @@ class Export:
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
-            self._retention = Retention(self._services.clock)
+            self._housekeeping.begin_anew()
             self._problems = loaded.problems
             self._active = attachment
         elif self._active is not None:
             self._drop_partner()
-            self._partner = self._services.partner(self, self._active, attachment, loaded.records)
+            self._partner = self._services.partner(self.name, self.catalog, self._active, attachment, loaded.records)
             self._partner.start()
 
     def _drop_partner(self) -> None:
@@ -249,6 +203,20 @@ class Export:
 
     # -- what others ask ----------------------------------------------------------------------------------------
 
+    def attachments(self) -> list[Attachment]:
+        """A snapshot."""
+        return self._replicas.all()
+
+    @property
+    def partner(self) -> Partner | None:
+        """What the standby follows with, while there is one."""
+        return self._partner
+
+    @property
+    def epoch(self) -> int | None:
+        """The present one; None before the first start."""
+        return self._remembered.epoch if self._remembered.promotion else None
+
     @property
     def ready(self) -> bool:
         """Whether the active replica is attached and its records are known."""
@@ -257,11 +225,26 @@ class Export:
 
     def call(self, operation: str, *arguments: Any, deadline: float = CALL_DEADLINE) -> Any:
         """One operation on the active replica; RetryLater while there is none."""
+        with self._acting() as replica:
+            return replica.call(operation, *arguments, deadline=deadline)
+
+    def call_each(self, operation: str, item: Any) -> Any:
+        """One operation of those that may go to the server together with the same of other volumes."""
+        with self._acting() as replica:
+            return replica.call_each(operation, item)
+
+    def call_all(self, operation: str, items: list[Any]) -> list[Any]:
+        """One operation for many volumes: for each its result or its error."""
+        with self._acting() as replica:
+            return replica.call_all(operation, items, deadline=BATCH_DEADLINE)
+
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[Replica]:
         active = self._active
         if active is None or active.attached is None:
             raise RetryLater(f"export {self.name} is {self.message or 'its replicas are being looked at'}")
         try:
-            return active.replica.call(operation, *arguments, deadline=deadline)
+            yield active.replica
         finally:
             if not active.replica.up:
                 active.look_again()  # its thread sleeps until the next poll
@@ -296,10 +279,8 @@ class Export:
     def room(self) -> Room:
         """This export as a place for a new volume."""
         active = self._active
-        problem = ""
-        if self.seen.deleting:
-            problem = "it is being deleted"
-        elif active is None or not self.ready or active.space is None:
+        problem = "it is being deleted" if self.seen.deleting else ""
+        if not problem and (active is None or not self.ready or active.space is None):
             decided = f"{self._verdict.phase}: " if self._verdict.phase in ("Halted", "Diverged") else ""
             problem = f"{decided}{self.message or 'its replicas are being looked at'}"
         space = active.space if active is not None else None
@@ -311,7 +292,7 @@ class Export:
     def looking(self) -> bool:
         """Whether this export is new and not ready yet: what is missing now may be there in a moment."""
         decided = self._verdict.phase in ("Halted", "Diverged")
-        unseen = any(attachment.message == NOT_LOOKED_AT for attachment in list(self._attachments.values()))
+        unseen = any(attachment.message == NOT_LOOKED_AT for attachment in self.attachments())
         return not self.ready and not decided and (unseen or self._services.clock() < self._looking_until)
 
     @property
@@ -324,7 +305,7 @@ class Export:
         """What a person should know, in one line."""
         partner = self._partner
         parts = [self._verdict.message, partner.message if partner else "", *self._problems]
-        for attachment in list(self._attachments.values()):
+        for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:
                 parts.append(f"replica {attachment.name}: {why}")
@@ -338,9 +319,7 @@ class Export:
             phase = self._verdict.phase
             if phase == "Ready" and not self.ready:
                 phase = "Initializing" if not self._remembered.promotion else "Degraded"
-            elif (phase == "Ready" and any(a.attached is None for a in self._attachments.values())) or (
-                phase == "Ready" and self._partner is not None and self._partner.message
-            ):
+            elif phase == "Ready" and self._standby_is_behind():
                 phase = "Degraded"
             return ExportStatus(
                 generation=self.spec.generation,
@@ -356,19 +335,14 @@ class Export:
                 reserved=self.catalog.reserved,
                 volumes=sum(1 for record in records if record.state in RESERVING),
                 archives=sum(1 for record in records if record.state is State.ARCHIVED),
-                unmanaged=self._unmanaged if active else None,
-                replicas=[self._replica_status(r.name) for r in self.spec.replicas],
+                unmanaged=self._housekeeping.unmanaged if active else None,
+                replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
                 handled=self._handled,
             )
 
-    def _replica_status(self, name: str) -> ReplicaStatus:
-        attachment = self._attachments[name]
-        role = "active" if name == self._remembered.active else "standby"
-        message = self._verdict.problems.get(name) or attachment.message
-        abilities = attachment.abilities
-        if not message and abilities is not None and abilities.root and not abilities.chown:
-            message = "root is squashed: owners cannot be set here; export it with no_root_squash"
-        return ReplicaStatus(name, role, attachment.view().facts is not None, message)
+    def _standby_is_behind(self) -> bool:
+        away = any(attachment.attached is None for attachment in self.attachments())
+        return away or (self._partner is not None and bool(self._partner.message))
 
     # -- work that may wait for a server ------------------------------------------------------------------------
 
@@ -377,123 +351,55 @@ class Export:
             try:
                 self._handle_request()
                 if self.ready:
-                    self._housekeeping()
+                    self._housekeeping.turn()
             except NfsProvisionerError as error:
                 log.warning("export %s: %s", self.name, error.message)
             except Exception:  # the last resort: a thread that ended would leave this export without anybody
                 log.exception("export %s: unexpected error; going on", self.name)
-            self._services.on_status(self.name)
-            self._wake.wait(HOUSEKEEPING)
+            if not self._stopped:
+                self._services.on_status(self.name)
+            left = HOUSEKEEPING if self.settled else max(0.0, self._settled_by - self._services.clock())
+            self._wake.wait(min(left, HOUSEKEEPING))
             self._wake.clear()
 
-    def _housekeeping(self) -> None:
-        self._note_members()
-        self._unmanaged = len(self._strangers())
-        for record in self.catalog.old_tombstones():
-            partner = self._partner
-            if len(self.spec.replicas) == 1 or (partner is not None and partner.acknowledged(record.pv)):
-                try:
-                    self.call("forget", record.pv)
-                except RefusedForSafety as error:  # one that is not as it should be must not hold up the others
-                    log.warning("export %s: %s", self.name, error.message)
-                    continue
-                self.recorded(None, record.pv)
-        self._purge_old_archives()
-
-    def _strangers(self) -> frozenset[str]:
-        """Entries of the root that belong to nobody. Seen twice, so that what is being made or moved does not count."""
-        seen: list[frozenset[str]] = []
-        while len(seen) < 2 and not self._stopped:
-            found = self.call("unmanaged", self.catalog.root_names(), deadline=BATCH_DEADLINE)
-            seen.append(found - self.catalog.root_names())
-            if not seen[0]:
-                break
-            if len(seen) < 2:
-                self._wake.wait(SECOND_LOOK)
-        return frozenset.intersection(*seen) if seen else frozenset()
-
-    def _note_members(self) -> None:
-        """Both replicas have their identity: say so on each, so that neither is later taken for a new one."""
-        attached = list(self._attachments.values())
-        members = {a.name: identity.replica_id for a in attached if (identity := a.attached) is not None}
-        for attachment in attached:
-            known = attachment.view().facts
-            if attachment.name not in members or known is None or known.identity is None:
-                continue
-            wanted = {**{k: v for k, v in known.identity.members.items() if self.spec.replica(k)}, **members}
-            if dict(known.identity.members) != wanted:
-                attachment.replica.call("set_members", wanted)
-                attachment.note_members(wanted)
-
-    def _purge_old_archives(self) -> None:
-        due = self._retention.due(self.catalog.in_state(State.ARCHIVED), time.time())
-        if not due:
-            return
-        server_now = float(self.call("server_time"))
-        for record in due:
-            if Retention.over(record, server_now):
-                try:
-                    self.purge(record)
-                except RefusedForSafety as error:
-                    log.warning("export %s: %s", self.name, error.message)
-            else:
-                log.warning(
-                    "export %s: archive %s is due by this machine's clock but not by the file server's; it is kept",
-                    self.name,
-                    record.directory,
-                )
+    def pause(self, seconds: float) -> bool:
+        """Wait, on the export's own thread; False when it is stopped."""
+        self._wake.wait(seconds)
+        return not self._stopped
 
     def purge(self, record: VolumeRecord) -> None:
         """Delete an archive."""
-        done = self.call(
-            "give_up", record.pv, "delete", None, frozenset({State.ARCHIVED}), self.catalog.unavailable_names()
-        )
+        names = self.catalog.unavailable_names()
+        done = self.call_each("give_up", GiveUp(record.pv, "delete", None, frozenset({State.ARCHIVED}), names))
         self.recorded(done, record.pv)
 
     def _handle_request(self) -> None:
         text = self.seen.request
         if not text or (self._handled is not None and self._handled.get("request") == text):
             return
-        if not self._remembered.promotion and "accept" not in text:
-            return  # its epoch is not known yet
-        try:
-            asked = requests.parse(text, epoch=self._remembered.epoch)
-            message = self._carry_out(asked)
-            result = "Done"
-        except RetryLater as error:
-            log.info("export %s: request %r waits: %s", self.name, text, error.message)
-            return
-        except NfsProvisionerError as error:
-            result, message = ("Invalid" if isinstance(error, InvalidInput) else "Refused"), error.message
-        self._handled = {"request": text, "result": result, "message": message, "time": _now()}
-        self._services.on_event(self.name, f"Request{result}", f"{text}: {message}", result != "Done")
+        answered = answer(self, text)
+        if answered is not None:
+            self._handled = answered
+            result, message = answered["result"], answered["message"]
+            self._services.on_event(self.name, f"Request{result}", f"{text}: {message}", result != "Done")
 
-    def _carry_out(self, asked: requests.Request) -> str:
-        if asked.verb == "accept":
-            if self.spec.replica(asked.name) is None:
-                raise InvalidInput(
-                    f"there is no replica {asked.name!r}; there are {[r.name for r in self.spec.replicas]}"
-                )
-            with self._lock:
-                attachment = self._attachments[asked.name]
-                if attachment.attached is not None:
-                    return f"replica {asked.name} is in use already; there was nothing to accept"
-                if attachment.view().facts is None:
-                    raise RetryLater(f"replica {asked.name} cannot be looked at: {attachment.message}")
-                self._accepted = asked.name
-                self._evaluate()
-                if asked.name not in self._verdict.attach:  # nobody vouched for whatever turns up there later
-                    self._accepted = None
-                    raise RefusedForSafety(self._verdict.message or self._verdict.problems.get(asked.name, "not now"))
-            return f"replica {asked.name} is taken as it is now"
-        if not self.ready:
-            raise RetryLater(f"export {self.name} is {self._verdict.phase}: {self.message}")
-        record = self.catalog.archive_named(asked.name)
-        if record is None or record.state is not State.ARCHIVED:
-            raise InvalidInput(f"there is no archive {asked.name!r} on export {self.name}")
-        self.purge(record)
-        return f"archive {record.directory} of claim {record.claim} was deleted"
+    def accept(self, replica: str) -> str:
+        """Take this replica as it is now, on a person's word. RefusedForSafety when even that does not make it safe."""
+        with self._lock:
+            attachment = self._replicas.get(replica)
+            if attachment is None:
+                raise RetryLater(f"replica {replica} is not looked at yet")
+            if attachment.attached is not None:
+                return f"replica {replica} is in use already; there was nothing to accept"
+            if attachment.view().facts is None:
+                raise RetryLater(f"replica {replica} cannot be looked at: {attachment.message}")
+            self._accepted = replica
+            self._evaluate()
+            if replica not in self._verdict.attach:  # nobody vouched for whatever turns up there later
+                self._accepted = None
+                raise RefusedForSafety(self._verdict.message or self._verdict.problems.get(replica, "not now"))
+        return f"replica {replica} is taken as it is now"
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _nothing_known(refused: str) -> Verdict:
+    return Verdict("Halted", refused) if refused else Verdict("Initializing", "looking at the replicas")

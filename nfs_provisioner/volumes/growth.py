@@ -1,7 +1,9 @@
 """Growing a claim: the flow of the external-resizer, without a node's part (NFS needs none).
 
 Claim: allocatedResources and ControllerResizeInProgress; PV: capacity; claim: capacity, and the mark taken off. Each
-step looks at what is there already, so that a crash between any two goes on here.
+step looks at what is there already, so that a crash between any two goes on here. The claim is read for that from the
+API: the caches are a moment behind, and would have each growth done and told twice. Of the claim's conditions only
+those about resizing are touched.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from nfs_provisioner.config import format_quantity
+from nfs_provisioner.config import format_quantity, parse_quantity
 from nfs_provisioner.errors import NfsProvisionerError, RetryLater
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import PV, PVC, Api, JsonObject
@@ -20,6 +22,9 @@ from nfs_provisioner.volumes.objects import Claim, Volume
 
 IN_PROGRESS = "ControllerResizeInProgress"
 INFEASIBLE = "ControllerResizeInfeasible"
+FAILED = "ControllerResizeError"
+#: Conditions that say how a growth of the controller's part goes on; all others are somebody else's.
+OWN_CONDITIONS = frozenset({FAILED, "Resizing", "FileSystemResizePending"})
 
 
 def grow(
@@ -43,30 +48,38 @@ def grow(
             export.catalog.put(record)
             raise
         export.recorded(changed, record.pv)
-    if started:
+    if not started and not claim.resizing and (claim.capacity is None or claim.requested <= claim.capacity):
+        return
+    now = api.get(PVC, claim.name, claim.namespace)
+    told = _capacity(now) >= wanted
+    if started and not told:
         announcer.about_claim(claim, "Resizing", f"growing {volume.name} to {format_quantity(wanted)}", warning=False)
         check()
-        _patch_claim(api, claim, _mark(claim, wanted, IN_PROGRESS))
+        now = _patch_claim(api, claim, _mark(wanted, IN_PROGRESS))
+    if started:
         check()
-        api.patch(
-            PV,
-            volume.name,
-            {"metadata": {"uid": volume.uid}, "spec": {"capacity": {"storage": format_quantity(wanted)}}},
-        )
-    if started or claim.resizing or (claim.capacity is not None and claim.requested > claim.capacity):
-        check()
-        _patch_claim(
-            api,
-            claim,
-            {
-                "capacity": {"storage": format_quantity(wanted)},
-                "allocatedResources": {"storage": format_quantity(wanted)},
-                "allocatedResourceStatuses": None,
-                "conditions": None,
-            },
-        )
+        body = {"metadata": {"uid": volume.uid}, "spec": {"capacity": {"storage": format_quantity(wanted)}}}
+        api.patch(PV, volume.name, body)
+    _finish(api, claim, now, wanted, check)
+    if not told:
         message = f"{volume.name} has {format_quantity(wanted)} now"
         announcer.about_claim(claim, "VolumeResizeSuccessful", message, warning=False)
+
+
+def _finish(api: Api, claim: Claim, now: JsonObject, wanted: int, check: Callable[[], None]) -> None:
+    """Say on the claim that it has its size, and take the marks off."""
+    status = now.get("status") or {}
+    others = _without_own(now)
+    clean = len(others) == len(status.get("conditions") or ())
+    if _capacity(now) >= wanted and clean and "storage" not in (status.get("allocatedResourceStatuses") or {}):
+        return
+    size = {"storage": format_quantity(wanted)}
+    grown: JsonObject = {"capacity": size, "allocatedResources": size, "allocatedResourceStatuses": {"storage": None}}
+    check()
+    if clean:
+        _patch_claim(api, claim, grown)
+    else:
+        _patch_claim(api, claim, grown | {"conditions": others}, version=now["metadata"]["resourceVersion"])
 
 
 def _promise(api: Api, export: Export, claim: Claim, grown: VolumeRecord, check: Callable[[], None]) -> None:
@@ -82,25 +95,38 @@ def _promise(api: Api, export: Export, claim: Claim, grown: VolumeRecord, check:
             return
     message = f"export {export.name}: {problem}"
     if claim.resizing != INFEASIBLE and not room.problem:
+        now = api.get(PVC, claim.name, claim.namespace)
         check()
         condition = {
-            "type": "ControllerResizeError",
+            "type": FAILED,
             "status": "True",
             "reason": "NoRoom",
             "message": message,
             "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
-        _patch_claim(api, claim, _mark(claim, claim.requested, INFEASIBLE) | {"conditions": [condition]})
+        status = _mark(claim.requested, INFEASIBLE) | {"conditions": [*_without_own(now), condition]}
+        _patch_claim(api, claim, status, version=now["metadata"]["resourceVersion"])
     raise RetryLater(message, reason="VolumeResizeFailed")
 
 
-def _mark(_claim: Claim, wanted: int, status: str) -> JsonObject:
+def _mark(wanted: int, status: str) -> JsonObject:
     return {
         "allocatedResources": {"storage": format_quantity(wanted)},
         "allocatedResourceStatuses": {"storage": status},
     }
 
 
-def _patch_claim(api: Api, claim: Claim, status: JsonObject) -> None:
-    body = {"metadata": {"uid": claim.uid}, "status": status}
-    api.patch(PVC, claim.name, body, namespace=claim.namespace, subresource="status")
+def _capacity(raw: JsonObject) -> int:
+    return parse_quantity(((raw.get("status") or {}).get("capacity") or {}).get("storage", "0"))
+
+
+def _without_own(raw: JsonObject) -> list[JsonObject]:
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return [condition for condition in conditions if condition.get("type") not in OWN_CONDITIONS]
+
+
+def _patch_claim(api: Api, claim: Claim, status: JsonObject, *, version: str = "") -> JsonObject:
+    """`version` makes it a compare-and-swap: a merge patch replaces the whole list of conditions."""
+    metadata = {"uid": claim.uid} | ({"resourceVersion": version} if version else {})
+    body = {"metadata": metadata, "status": status}
+    return api.patch(PVC, claim.name, body, namespace=claim.namespace, subresource="status")

@@ -20,6 +20,7 @@ EXPORT_FINALIZER = f"{DOMAIN}/volumes"
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 STORAGE_PROVISIONER = "volume.kubernetes.io/storage-provisioner"
 STORAGE_PROVISIONER_BETA = "volume.beta.kubernetes.io/storage-provisioner"
+CLASS_BETA = "volume.beta.kubernetes.io/storage-class"
 SELECTED_NODE = "volume.kubernetes.io/selected-node"
 EXPORT_LABEL = f"{DOMAIN}/export"
 RESTORE_ARCHIVE = f"{DOMAIN}/restore-archive"
@@ -112,7 +113,7 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
         name=_same(metadata["name"]),
         uid=_same(metadata["uid"]),
         version=metadata["resourceVersion"],
-        storage_class=_same(spec.get("storageClassName") or ""),
+        storage_class=_class_of(annotations, spec),
         provisioner=_same(provisioner),
         volume=_same(volume),
         phase=_same(status.get("phase", "Pending")),
@@ -134,7 +135,8 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
 def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
     """The PV, if one of `provisioners` made it and it is an NFS volume; None for everybody else's."""
     metadata, spec = raw["metadata"], raw["spec"]
-    made_by = (metadata.get("annotations") or {}).get(PROVISIONED_BY, "")
+    annotations = metadata.get("annotations") or {}
+    made_by = annotations.get(PROVISIONED_BY, "")
     nfs = spec.get("nfs")
     if made_by not in provisioners or not nfs:
         return None
@@ -148,7 +150,7 @@ def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
         policy=_same(spec.get("persistentVolumeReclaimPolicy", "Retain")),
         provisioned_by=_same(made_by),
         export=_same((metadata.get("labels") or {}).get(EXPORT_LABEL, "")),
-        storage_class=_same(spec.get("storageClassName", "")),
+        storage_class=_class_of(annotations, spec),
         capacity=_size((spec.get("capacity") or {}).get("storage", "0")),
         server=_same(nfs["server"]),
         path=nfs["path"],
@@ -156,6 +158,12 @@ def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:
         owned=FINALIZER in (metadata.get("finalizers") or ()),
         mount_options=tuple(spec.get("mountOptions") or ()),
     )
+
+
+def _class_of(annotations: Mapping[str, str], spec: Mapping[str, Any]) -> str:
+    """As Kubernetes finds it for claims and PVs: the annotation of the time before the field wins, even when empty."""
+    found: str = annotations[CLASS_BETA] if CLASS_BETA in annotations else spec.get("storageClassName") or ""
+    return _same(found)
 
 
 def persistent_volume(

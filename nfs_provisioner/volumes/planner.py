@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import uuid4
 
-from nfs_provisioner.config import StorageClassSpec, parse_class
+from nfs_provisioner.config import StorageClassSpec, parse_class, parse_pattern
 from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
 from nfs_provisioner.export.paths import ClaimNames, resolve
 from nfs_provisioner.export.records import State, VolumeRecord
-from nfs_provisioner.volumes.decisions import Situation, choose_export, frozen_policy
+from nfs_provisioner.volumes.decisions import Situation, choose_export, frozen_policy, labels_of
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, JsonObject
 from nfs_provisioner.volumes.registry import Registry
+from nfs_provisioner.volumes.selectors import matches
 
 SLOWLY = 60.0  # seconds between tries of what only a person can mend, outside the API
 
@@ -98,7 +99,7 @@ class Planner:
         storage_class = self._class(claim.storage_class)
         wanted = claim.annotations.get(RESTORE_ARCHIVE)
         if wanted:
-            export, archive = self._archive(wanted, claim)
+            export, archive = self._archive(wanted, claim, storage_class)
             record = _record(s.name, claim, storage_class, archive.pv)
         else:
             export = self._room(claim, storage_class)
@@ -116,13 +117,18 @@ class Planner:
             raise RetryLater(f"NFSExport {room.spec.name} is gone")
         return export
 
-    def _archive(self, name: str, claim: Claim) -> tuple[Export, VolumeRecord]:
+    def _archive(self, name: str, claim: Claim, storage_class: StorageClassSpec) -> tuple[Export, VolumeRecord]:
+        excluded = ""
         for export in self._registry.all():
             record = export.catalog.archive_named(name)
             if record is None:
                 continue
             if record.claim.namespace != claim.namespace:
                 continue  # somebody else's: the answer is the same as for one that does not exist
+            why = _excluded(export, claim, storage_class)
+            if why:
+                excluded = f"archive {name!r} lies on NFSExport {export.name}, where a restore leaves it, but {why}"
+                continue  # another export may have one of that name
             if record.shared:
                 raise Infeasible(f"the directory of {name!r} is used by other volumes too; it cannot be moved")
             if record.requested > claim.requested:
@@ -131,6 +137,8 @@ class Planner:
                     "ask for more"
                 )
             return export, record
+        if excluded:
+            raise Infeasible(excluded)
         unread = [export.name for export in self._registry.all() if not export.ready]
         hint = f" (not readable now: {', '.join(unread)})" if unread else ""
         problem = f"there is no archive {name!r} of namespace {claim.namespace!r}{hint}; see 'nfs-provisioner archives'"
@@ -151,13 +159,29 @@ class Planner:
         return spec
 
 
+def _excluded(export: Export, claim: Claim, storage_class: StorageClassSpec) -> str:
+    """Why a new volume of this claim cannot be on `export`; empty when it can."""
+    named = storage_class.parameters.exports
+    if named and export.name not in named:
+        return (
+            f"StorageClass {storage_class.name} admits only {', '.join(named)} (parameter export); "
+            f"use a class that admits {export.name}"
+        )
+    if not matches(claim.selector, export.spec.labels):
+        return (
+            f"the claim's selector does not match its labels ({labels_of(export.spec)}); "
+            "make the claim anew with a selector that does, or without one"
+        )
+    return ""
+
+
 def _record(name: str, claim: Claim, storage_class: StorageClassSpec, restore_from: str | None) -> VolumeRecord:
     names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
     return VolumeRecord(
         pv=name,
         tree=uuid4().hex,
         claim=claim.ref,
-        directory=resolve(storage_class.parameters.path_pattern, names, name),
+        directory=resolve(parse_pattern(storage_class.parameters.path_pattern), names, name),
         state=State.CREATING,
         requested=claim.requested,
         policy=frozen_policy(storage_class.parameters),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from nfs_provisioner.errors import (
     RefusedForSafety,
     RetryLater,
 )
+from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.paths import server_path
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import (
@@ -36,7 +36,8 @@ from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.volumes import adoption, growth
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, decide
-from nfs_provisioner.volumes.exports import BATCH_DEADLINE, Export
+from nfs_provisioner.volumes.exports import Export
+from nfs_provisioner.volumes.finisher import Finisher
 from nfs_provisioner.volumes.objects import (
     Claim,
     JsonObject,
@@ -51,9 +52,6 @@ from nfs_provisioner.volumes.registry import Registry
 log = logging.getLogger(__name__)
 
 DECIDE = ""  # the lane of what needs no file server
-LEFT = "left/"  # the key, with an export's name behind it, under which attempts that ended elsewhere are taken back
-LIVE = "live/"  # the key, with an export's name behind it, under which records are finished
-MOST_AT_ONCE = 200  # records finished by one request; far from its deadline
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
 
 
@@ -91,16 +89,24 @@ class Reconciler:
         self._adopt_from = adopt_from
         self._check = check
         self._clock = clock
-        self._lock = threading.Lock()
         self._last_policy: dict[str, str] = {}
-        self._with_volume: dict[str, set[str]] = {}  # export -> volumes whose records are to be finished
         self._pvs = VolumeWriter(api, caches.volumes, check)
+        self.finisher = Finisher(
+            registry,
+            queue,
+            check,
+            look=self.look,
+            due_act=lambda situation: decide(situation, adopt_from=adopt_from).act,
+            look_at=self.look_at,
+            failed=self._failed,
+        )
         self._planner = Planner(registry, caches.classes.get, provisioner, clock=clock)
 
     # -- what is known --------------------------------------------------------------------------------------------
 
     def volume_went(self, volume: Volume) -> None:
         """A PV vanished; its policy tells later whether its directory is retained or orphaned."""
+        self._pvs.went(volume)
         found = self._registry.find(volume.name)
         if found is None or found[1].state not in (State.ARCHIVED, State.DELETED):  # else it went as it should
             self._last_policy[volume.name] = volume.policy
@@ -108,6 +114,7 @@ class Reconciler:
     def look(self, name: str) -> Situation:
         """Everything that is known about one volume."""
         volume = self._caches.volumes.get(name)
+        volume = volume and self._pvs.as_left(volume)
         found = self._registry.find(name, "" if volume is None else volume.export)
         claims = self._caches.claims.by_index(name)
         claim = next(iter(claims), None)
@@ -130,7 +137,7 @@ class Reconciler:
         if decision.act == "idle" and decision.error is None:
             return None
         if decision.error is None and decision.act == "make-live":
-            self._finish_soon(situation)
+            self.finisher.soon(situation)
             return None
         if decision.error is None and decision.act in ("give-up", "grow") and situation.export is not None:
             return situation.export  # the longest way round is saved for what comes in thousands
@@ -148,11 +155,7 @@ class Reconciler:
 
     def process(self, key: str, lane: str) -> None:
         """Decide, and act if this is the right lane; otherwise hand the key over to it."""
-        if key.startswith(LIVE):
-            self._finish_records(key, lane)
-            return
-        if key.startswith(LEFT):
-            self._take_back_leftovers(key, lane)
+        if self.finisher.process(key, lane):
             return
         situation = self.look(key)
         try:
@@ -174,54 +177,6 @@ class Reconciler:
                 self._queue.forget(key)
         except NfsProvisionerError as error:
             self._failed(situation, error, lane)
-
-    def _finish_soon(self, s: Situation) -> None:
-        """Gather volumes whose records are to be finished: nobody waits for that, and together it costs less."""
-        assert s.export is not None
-        with self._lock:
-            self._with_volume.setdefault(s.export, set()).add(s.name)
-        self._queue.add(LIVE + s.export, s.export, low=True)
-
-    def _finish_records(self, key: str, lane: str) -> None:
-        export = self._registry.get(key.removeprefix(LIVE))
-        if export is None:
-            return
-        with self._lock:
-            waiting = set(self._with_volume.get(export.name, ()))
-        try:
-            self._check()
-            self._make_live(export)
-        except LostLeadership:
-            raise
-        except NfsProvisionerError as error:
-            log.info("export %s: %s", export.name, error.message)
-            with self._lock:
-                self._with_volume.setdefault(export.name, set()).update(waiting)
-            self._queue.retry(key, lane, low=True)
-
-    def look_for_leftovers(self) -> None:
-        """A server that failed half-way and came back may still hold what was made on another export instead."""
-        for export in self._registry.all():
-            if any(self._left(export, record) for record in export.catalog.in_state(State.CREATING)):
-                self._queue.add(LEFT + export.name, export.name, low=True)
-
-    def _left(self, export: Export, record: VolumeRecord) -> bool:
-        found = self.look(record.pv)
-        elsewhere = found.export not in (None, export.name)
-        return elsewhere and found.record is not None and found.record.state is not State.CREATING
-
-    def _take_back_leftovers(self, key: str, lane: str) -> None:
-        export = self._registry.get(key.removeprefix(LEFT))
-        for record in export.catalog.in_state(State.CREATING) if export is not None else ():
-            try:
-                if export is not None and self._left(export, record):
-                    self._check()
-                    done: VolumeRecord | None = export.call("undo", record.pv)
-                    export.recorded(None if done is None else done.slim(), record.pv)
-            except (RetryLater, RefusedForSafety) as error:
-                log.info("export %s: %s: %s", export.name if export else "", record.pv, error.message)
-                self._queue.retry(key, lane, low=True)
-                return
 
     def _settled(self, key: str) -> None:
         self._queue.forget(key)
@@ -254,7 +209,7 @@ class Reconciler:
             case "give-up":
                 self._give_up(s, decision, _there(export))
             case "make-live":
-                self._finish_soon(s)
+                self.finisher.soon(s)
             case "undo":
                 self._undo(s, _there(export))
             case "grow":
@@ -332,41 +287,12 @@ class Reconciler:
             if old is not None:
                 export.recorded(old.advanced(state=State.DELETED, successor=s.name), plan.restore_from)
         else:
-            record = export.call("provision", wanted)
+            record = export.call_each("provision", wanted)
             export.recorded(record.slim(), s.name)
         if record.directory != wanted.directory and plan.restore_from is None:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(claim, s.name, export.name, record.directory, self._planner.finish(s.name))
-
-    def _make_live(self, export: Export) -> None:
-        """Finish the records of all volumes of this export that have their PVs, in one request (and one sync)."""
-        with self._lock:
-            waiting = self._with_volume.pop(export.name, set())
-        names = [name for name in waiting if self._may_live(export, name)]
-        for start in range(0, len(names), MOST_AT_ONCE):
-            batch = names[start : start + MOST_AT_ONCE]
-            results: list[VolumeRecord | NfsProvisionerError] = export.call("make_live", batch, deadline=BATCH_DEADLINE)
-            for name, result in zip(batch, results, strict=True):
-                if isinstance(result, VolumeRecord):
-                    export.recorded(result, name)
-                    self._queue.forget(name)
-                    self.look_at(name)
-                else:
-                    self._failed(self.look(name), result, export.name)
-
-    def _may_live(self, export: Export, name: str) -> bool:
-        """Whether this is still due; things may have moved on since it was noted."""
-        situation = self.look(name)
-        if situation.export != export.name or decide(situation, adopt_from=self._adopt_from).act != "make-live":
-            return False
-        assert situation.volume is not None and situation.record is not None
-        try:
-            _same_place(export, situation.volume, situation.record)
-        except RefusedForSafety as error:
-            self._failed(situation, error, export.name)
-            return False
-        return True
 
     def _undo(self, s: Situation, export: Export) -> None:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""
@@ -380,10 +306,9 @@ class Reconciler:
             pass
         assert s.record is not None
         if s.record.state is State.RESTORING:
-            done = export.call(
-                "give_up", s.name, "archive", s.record.claim.uid, frozenset({State.RESTORING}),
-                export.catalog.unavailable_names(),
-            )  # fmt: skip
+            begun = frozenset({State.RESTORING})
+            names = export.catalog.unavailable_names()
+            done = export.call_each("give_up", GiveUp(s.name, "archive", s.record.claim.uid, begun, names))
         else:
             done = export.call("undo", s.name)
         export.recorded(None if done is None else done.slim(), s.name)
@@ -416,28 +341,13 @@ class Reconciler:
         if volume is not None:
             self._pvs.begin_deletion(volume)
         self._check()
-        record: VolumeRecord = export.call(
-            "give_up",
-            s.name,
-            decision.on_delete,
-            None if volume is None or volume.claim is None else volume.claim.uid,
-            _GIVEN_UP_FROM,
-            export.catalog.unavailable_names(),
-        )
+        uid = None if volume is None or volume.claim is None else volume.claim.uid
+        wanted = GiveUp(s.name, decision.on_delete, uid, _GIVEN_UP_FROM, export.catalog.unavailable_names())
+        record: VolumeRecord = export.call_each("give_up", wanted)
         export.recorded(record, s.name)
         if volume is not None:
             self._pvs.release(volume)
             self._announcer.deleted(volume, export.name, export.seen.uid, record, self._clock() - began)
-
-
-def _same_place(export: Export, volume: Volume, record: VolumeRecord) -> None:
-    """RefusedForSafety when a PV names another directory than its record (H06)."""
-    paths = {server_path(replica.path, record.directory) for replica in export.spec.replicas}
-    if volume.path not in paths:
-        raise RefusedForSafety(
-            f"PV {volume.name} names {volume.server}:{volume.path}, its record on export {export.name} says "
-            f"{' or '.join(sorted(paths))}; nothing is done with it"
-        )
 
 
 def _there(export: Export | None) -> Export:

@@ -149,10 +149,14 @@ class Registry:
 
     def rooms(self) -> list[Room]:
         """Every export as a place for a new volume; those that cannot be understood say so."""
-        rooms = [export.room() for export in self.all()]
+        rooms = {export.name: export.room() for export in self.all()}
         with self._lock:
             invalid = list(self._invalid.items())
-        return rooms + [Room(ExportSpec(name=name, replicas=()), problem=message) for name, message in invalid]
+        for name, message in invalid:
+            known = rooms.get(name)  # it was understood before: its volumes go on as they were, new ones do not come
+            spec = ExportSpec(name=name, replicas=()) if known is None else known.spec
+            rooms[name] = Room(spec, problem=message)
+        return list(rooms.values())
 
     def changed(self, name: str, obj: ExportObject | None) -> bool:
         """An NFSExport appeared, changed or went. False when only its status did."""

@@ -332,3 +332,33 @@ class Site:
 def without_finalizer(api: Client, pv: str) -> None:
     """Takes our finalizer off, as a person would."""
     api.patch(f"{VOLUMES}/{pv}", {"metadata": {"$deleteFromPrimitiveList/finalizers": [FINALIZER]}}, STRATEGIC)
+
+
+def with_file(site: Site, export: ExportOnDisk, storage_class: str, name: str) -> tuple[Json, Json, Path]:
+    """A claim, its PV, and a file in it."""
+    claim, pv = site.bind(name, storage_class)
+    file = export.root() / str(pv["spec"]["nfs"]["path"]).rsplit("/", 1)[1] / "file"
+    file.write_text(name)
+    eventually(lambda: export.record(pv["metadata"]["name"])["state"] == "live", "the record is finished")
+    return claim, pv, file
+
+
+def agree(site: Site, export: ExportOnDisk) -> bool:
+    """Bound claims, PVs, live records and directories name each other one to one, on both replicas."""
+    records = {
+        pv: r for pv, r in export.same_on_both().items() if r["state"] not in ("deleted", "archived", "retained")
+    }
+    assert {r["state"] for r in records.values()} <= {"live"}
+    volumes = {
+        n: v for n, v in site.volumes().items() if v["metadata"]["labels"]["nfs-provisioner.io/export"] == export.name
+    }
+    assert set(volumes) == set(records)
+    for pv, volume in volumes.items():
+        assert volume["spec"]["nfs"]["path"] == f"{export.path}/{records[pv]['directory']}"
+        assert volume["spec"]["claimRef"]["uid"] == records[pv]["claim"]["uid"]
+    return True
+
+
+def restart_apiserver(site: Site) -> None:
+    site.plane.start_apiserver()
+    site.api.close()  # it connects again with its next request

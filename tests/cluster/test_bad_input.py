@@ -22,11 +22,6 @@ def web(site: Site) -> ExportOnDisk:
     return site.export("web", "a")
 
 
-@pytest.fixture(scope="module")
-def plain(site: Site, web: ExportOnDisk) -> str:
-    return site.storage_class("plain", web)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def controller(site: Site, web: ExportOnDisk) -> Iterator[Controller]:
     with site.controller().start() as made:

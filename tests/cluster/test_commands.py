@@ -35,11 +35,6 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def web(site: Site) -> ExportOnDisk:
-    return site.export("web")
-
-
-@pytest.fixture(scope="module")
 def controller(site: Site, web: ExportOnDisk, address: str) -> Iterator[Controller]:
     with site.controller(bind=address).start() as made:
         yield made.wait_ready(web.name)

@@ -28,16 +28,6 @@ from tests.plugins.controller import Controller
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
-def web(site: Site) -> ExportOnDisk:
-    return site.export("web")
-
-
-@pytest.fixture(scope="module")
-def plain(site: Site, web: ExportOnDisk) -> str:
-    return site.storage_class("plain", web)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def controller(site: Site, web: ExportOnDisk) -> Iterator[Controller]:
     with site.controller(adoptFrom=[incumbent(site)]).start() as made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,22 +15,12 @@ from tests.cluster.site import (
     ExportOnDisk,
     Site,
     eventually,
+    with_file,
     without_finalizer,
 )
-from tests.contract.client import Json
 from tests.plugins.controller import Controller
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def web(site: Site) -> ExportOnDisk:
-    return site.export("web")
-
-
-@pytest.fixture(scope="module")
-def plain(site: Site, web: ExportOnDisk) -> str:
-    return site.storage_class("plain", web)
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +28,6 @@ def controller(site: Site, web: ExportOnDisk) -> Iterator[Controller]:
     with site.controller().start() as made:
         yield made.wait_ready(web.name)
         assert "Traceback" not in made.log
-
-
-def with_file(site: Site, web: ExportOnDisk, storage_class: str, name: str) -> tuple[Json, Json, Path]:
-    """A claim, its PV, and a file in it."""
-    claim, pv = site.bind(name, storage_class)
-    file = web.root() / str(pv["spec"]["nfs"]["path"]).rsplit("/", 1)[1] / "file"
-    file.write_text(name)
-    eventually(lambda: web.record(pv["metadata"]["name"])["state"] == "live", "the record is finished")
-    return claim, pv, file
 
 
 def seen(site: Site, plain: str, name: str) -> None:

@@ -32,11 +32,6 @@ def controller(site: Site, web: ExportOnDisk, small: ExportOnDisk) -> Iterator[C
         assert "Traceback" not in made.log
 
 
-@pytest.fixture(scope="module")
-def plain(site: Site, web: ExportOnDisk) -> str:
-    return site.storage_class("plain", web)
-
-
 def directory_of(export: ExportOnDisk, pv: Json) -> str:
     """The PV's directory below the export."""
     path: str = pv["spec"]["nfs"]["path"]

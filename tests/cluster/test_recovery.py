@@ -6,26 +6,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import shipped
-from tests.cluster.site import EXPORTS, NAMESPACES, REQUEST, VOLUMES, ExportOnDisk, Site, eventually
+from tests.cluster.site import EXPORTS, NAMESPACES, REQUEST, VOLUMES, ExportOnDisk, Site, eventually, with_file
 from tests.contract.client import Client, Credentials, Json
 from tests.controlplane.controlplane import ControlPlane
 from tests.plugins.controller import NAMESPACE
 
 pytestmark = pytest.mark.cluster
-
-
-def with_file(site: Site, web: ExportOnDisk, storage_class: str, name: str) -> tuple[Json, Json, Path]:
-    """A claim, its PV, and a file in it."""
-    claim, pv = site.bind(name, storage_class)
-    file = web.root() / str(pv["spec"]["nfs"]["path"]).rsplit("/", 1)[1] / "file"
-    file.write_text(name)
-    eventually(lambda: web.record(pv["metadata"]["name"])["state"] == "live", "the record is finished")
-    return claim, pv, file
 
 
 def cli(*arguments: str) -> str:

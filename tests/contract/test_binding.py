@@ -222,3 +222,18 @@ def test_two_volumes_for_one_claim(world: World) -> None:
     world.provisioned("third", claim, persistentVolumeReclaimPolicy="Retain")
     third = world.api.eventually(world.volume_path("third"), phase("Available"))
     assert "uid" not in third["spec"]["claimRef"]
+
+
+def test_the_annotation_that_classes_had_first_wins_over_the_field(world: World) -> None:
+    """Of claims and of volumes; also when a claim's is there and empty."""
+    beta = "volume.beta.kubernetes.io/storage-class"
+    annotated = {"annotations": {beta: world.name("old")}}
+    world.volume("a", "", metadata=annotated)
+    world.claim("a", world.name("field"), metadata=annotated)
+    claim = world.api.eventually(world.claim_path("a"), phase("Bound"))
+    assert claim["spec"]["volumeName"] == world.name("a")
+    world.volume("b", world.name("field"))
+    world.api.eventually(world.volume_path("b"), phase("Available"))
+    world.claim("b", world.name("field"), metadata={"annotations": {beta: ""}})
+    world.settle()
+    assert world.api.get(world.claim_path("b")).ok()["status"] == {"phase": "Pending"}

@@ -120,7 +120,7 @@ class Stand:
         registry = self.daemon.registry
         found = registry.get(export) if registry is not None else None
         assert found is not None, f"the controller does not know export {export}"
-        return found._attachments[name].replica
+        return next(attachment.replica for attachment in found.attachments() if attachment.name == name)
 
     def http(self, path: str) -> tuple[int, str]:
         """Code and body of what the controller answers."""

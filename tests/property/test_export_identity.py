@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from nfs_provisioner.export.identity import Remembered, View, judge
 from nfs_provisioner.export.records import Identity
-from nfs_provisioner.export.store import Facts
+from nfs_provisioner.export.root import Facts
 from tests.unit.export.replicas import CLUSTER, EXPORT
 
 NAMES = ("a", "b")

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, example, given, settings
 
 from nfs_provisioner.export import moves, standby
-from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.export.records import SETTLED, State, VolumeRecord
 from nfs_provisioner.export.store import Store
 from nfs_provisioner.replication.levels import compare
 from tests.crash.steps import Power, PowerCut
@@ -225,11 +225,11 @@ def test_a_standby_that_is_cut_off_again_and_again_loses_nothing(
 
 RECORDS = st.lists(
     st.builds(
-        lambda pv, directory, state, rev, tree: replace(
-            volume(f"pv{pv}", directory), state=state, rev=rev, tree=f"tree{tree}", inode=1
+        lambda pv, directory, state, rev, tree, shared: replace(
+            volume(f"pv{pv}", directory), state=state, rev=rev, tree=f"tree{tree}", inode=1, shared=shared
         ),
-        st.integers(0, 4), st.sampled_from(DIRECTORIES), st.sampled_from(list(State)), st.integers(1, 4),
-        st.integers(0, 3),
+        st.integers(0, 4), st.sampled_from(["team", "team/x/y", *DIRECTORIES]), st.sampled_from(list(State)),
+        st.integers(1, 4), st.integers(0, 3), st.booleans(),
     ),
     unique_by=lambda record: record.pv,
 )  # fmt: skip
@@ -254,6 +254,21 @@ def test_absence_is_never_a_deletion(active: list[VolumeRecord], mine: list[Volu
 @given(RECORDS)
 def test_equal_sides_have_nothing_to_do(active: list[VolumeRecord]) -> None:
     assert compare(active, {record.pv: replace(record, inode=2) for record in active}).steps == ()
+
+
+@given(RECORDS, RECORDS)
+def test_a_shared_directory_is_made_beside_what_is_the_same_or_inside(
+    active: list[VolumeRecord], mine: list[VolumeRecord]
+) -> None:
+    """What the standby holds counts first, then those of the same directory that are made before; the least PV."""
+    here = [record for record in mine if record.state in SETTLED and record.state is not State.DELETED]
+    for step in compare(active, {record.pv: record for record in mine}).steps:
+        if step.kind == "make":
+            wanted = step.record
+            inside = [r.pv for r in here if f"{r.directory}/".startswith(f"{wanted.directory}/")]
+            same = [r.pv for r in active if r.shared and r.directory == wanted.directory and r.pv < wanted.pv]
+            beside = [pv for pv in sorted(inside) + sorted(same) if pv != wanted.pv]
+            assert step.donor == (beside[0] if wanted.shared and beside else None)
 
 
 def test_errors_of_one_step_do_not_stop_the_others(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from nfs_provisioner.config import format_quantity, parse_quantity
+from nfs_provisioner.config import format_quantity, parse_pattern, parse_quantity
 from nfs_provisioner.errors import Infeasible
 from nfs_provisioner.export.paths import (
     ClaimNames,
@@ -63,7 +63,7 @@ def test_h02_a_resolved_directory_lies_strictly_below_the_root_or_is_refused(
     pattern: str, claim: ClaimNames, pv: str
 ) -> None:
     try:
-        directory = resolve(pattern, claim, pv)
+        directory = resolve(parse_pattern(pattern), claim, pv)
     except Infeasible:
         event("refused")
         return
@@ -80,7 +80,7 @@ def test_h02_a_resolved_directory_lies_strictly_below_the_root_or_is_refused(
     folded = conflict_key(directory).split("/")
     assert len(folded) == len(components)
     assert not set(folded) & {"", ".", "..", *OURS}
-    assert resolve(pattern, claim, pv) == directory
+    assert resolve(parse_pattern(pattern), claim, pv) == directory
     assert relative_of("/srv/nfs", server_path("/srv/nfs", directory)) == directory
 
 
@@ -89,7 +89,7 @@ LONG = st.text(st.characters(categories=["L", "N"]), min_size=100, max_size=400)
 
 @given(one=LONG, other=LONG)
 def test_h63_different_names_give_different_directories(one: str, other: str) -> None:
-    directories = {resolve("${.PVC.name}", ClaimNames("n", name), "pv") for name in (one, other)}
+    directories = {resolve(parse_pattern("${.PVC.name}"), ClaimNames("n", name), "pv") for name in (one, other)}
     assert len(directories) == len({one, other})
 
 

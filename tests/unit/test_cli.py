@@ -97,7 +97,9 @@ def test_a_typo_is_named_with_file_line_and_key_and_ends_with_two(
     file = tmp_path / "config.yaml"
     file.write_text(GOOD.replace("workers", "wokers"))
     assert main(["check-config", str(file)]) == 2
-    assert f"{file}:3" in (err := capsys.readouterr().err) and "wokers" in err
+    printed = capsys.readouterr()
+    assert f"{file}:3" in printed.err and "wokers" in printed.err
+    assert printed.out == ""
 
 
 def test_a_controller_with_a_bad_configuration_does_not_start(

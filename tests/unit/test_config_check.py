@@ -123,6 +123,16 @@ def test_files_that_cannot_be_read_do_not_hide_the_others(tmp_path: Path) -> Non
     ]
 
 
+def test_a_file_with_problems_is_not_called_good(tmp_path: Path) -> None:
+    """Not even the documents before the problem: what is read first would be believed."""
+    half = write(tmp_path / "half.yaml", CONFIG.replace("mountRoot: /mnt", "workers: 2"), WEB.replace("/srv", "srv"))
+    config = write(tmp_path / "config.yaml", WEB, CONFIG.replace("mountRoot: /mnt", "worker: 2"))
+    good = write(tmp_path / "good.yaml", WEB)
+    report = check_files([half, config, good])
+    assert [problem.split(": ")[0] for problem in report.problems] == [f"{half}:11", f"{config}:11"]
+    assert report.checked == [f"{good}:1: NFSExport"]
+
+
 def test_lines_are_those_of_the_item_in_a_block(tmp_path: Path) -> None:
     text = dedent("""\
         # a comment

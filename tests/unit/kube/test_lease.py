@@ -212,7 +212,7 @@ def test_h16_another_process_of_the_same_name_is_another(api: kube.Api) -> None:
 
 
 def test_h16_a_deleted_lease_is_waited_for_by_everybody_who_knew_it(api: kube.Api) -> None:
-    a, b = Candidate(api, "a"), Candidate(api, "b", term_floor=lambda: 41)
+    a, b = Candidate(api, "a"), Candidate(api, "b")
     a.turn()
     b.turn()
     api.delete(LEASE, "test", namespace="default")
@@ -223,7 +223,22 @@ def test_h16_a_deleted_lease_is_waited_for_by_everybody_who_knew_it(api: kube.Ap
     assert b.said == [], "its holder may act until its own deadline"
     b.now += 0.1
     b.turn()
-    assert b.said == ["led 42"], "terms do not start again"
+    assert b.said == ["led 1"]
+
+
+def test_h16_a_leader_whose_lease_was_deleted_does_not_make_it_again(api: kube.Api) -> None:
+    """Others count from when they saw it go; a Lease that came back as it was would be one that never went."""
+    a = Candidate(api, "a")
+    a.turn()
+    api.delete(LEASE, "test", namespace="default")
+    a.now += 2
+    a.turn()
+    a.now += 2
+    a.turn()
+    assert a.said == ["led 1", "lost"] and a.elector.last_error is None
+    a.now += 15
+    a.turn()
+    assert a.said == ["led 1", "lost", "led 2"]
 
 
 def test_somebodys_edit_of_the_lease_does_not_end_the_leadership(api: kube.Api) -> None:

@@ -27,7 +27,7 @@ class Cache:
     def __init__(self, api: kube.Api, resource: Resource = PVC, **options: Any) -> None:
         self.told: list[tuple[str, str | None, str | None]] = []
         self.reflector: Reflector[str] = Reflector(
-            api, resource, slim=app, on_change=lambda *change: self.told.append(change), **options
+            api, resource, on_change=lambda *change: self.told.append(change), **({"slim": app} | options)
         )
 
     def run(self) -> None:
@@ -312,6 +312,40 @@ def test_h40_a_server_restored_from_a_backup_is_believed_not_waited_for(tmp_path
             api.create(PVC, claim("new", app="new"))
             eventually(lambda: cache.has("old", "new"), deadline=60)
     assert cache.reflector.get("default/c3") == "old"
+
+
+@pytest.mark.parametrize("part", ["slim", "index"])
+def test_an_object_that_cannot_be_read_is_named_and_hides_no_other(
+    part: str, api: kube.Api, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Listed, followed, put, and when it was known before: it is as if it were not there."""
+
+    def fails(text: str) -> bool:
+        if text == "broken":
+            raise ValueError("not of this world")
+        return True
+
+    def slim(obj: kube.JsonObject) -> str | None:
+        found = app(obj)
+        return found if found is None or part == "index" or fails(found) else None
+
+    api.create(PVC, claim("listed", app="broken"))
+    api.create(PVC, claim("good", app="good"))
+    api.create(PVC, claim("turns", app="fine"))
+    cache = start(api, slim=slim, index=lambda item: (letter for letter in item[0] if part == "slim" or fails(item)))
+    assert cache.has("good", "fine")
+    cache.reflector.put(api.create(PVC, claim("put", app="broken")))
+    api.patch(PVC, "turns", {"metadata": {"labels": {"app": "broken"}}}, namespace="default")
+    api.create(PVC, claim("later", app="later"))
+    eventually(lambda: cache.has("good", "later"))
+    assert cache.told[-2:] == [("default/turns", "fine", None), ("default/later", None, "later")]
+    assert cache.reflector.by_index("f") == []
+    api.patch(PVC, "listed", {"metadata": {"labels": {"app": "mended"}}}, namespace="default")
+    eventually(lambda: cache.has("good", "later", "mended"))
+    assert cache.reflector.is_alive()
+    for name in ("listed", "put", "turns"):
+        assert f"default/{name}" in caplog.text
+    assert "not of this world" in caplog.text
 
 
 def test_a_kind_that_does_not_exist_yet_is_waited_for(api: kube.Api) -> None:

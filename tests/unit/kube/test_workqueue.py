@@ -202,3 +202,38 @@ def test_done_of_a_key_nobody_processes_is_an_error() -> None:
     queue.add("k")
     with pytest.raises(ValueError, match="'k'"):
         queue.done("k")
+
+
+def test_a_closed_lane_gives_up_its_waiters_and_its_keys() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    got: list[str | None] = []
+    with running(lambda: got.append(queue.get("gone"))):
+        queue.add_after("delayed", 0.05, "gone")
+        queue.add_after("late", 60.0, "gone", low=True)
+        queue.close("gone", "")
+    assert got == [None]
+    assert queue.get("") == "delayed", "a delay must be kept, and so must the key"
+    assert queue.get("gone") is None and queue.try_get("gone") is None
+    queue.add("late", "gone")
+    assert queue.get("") == "late"
+    assert "gone" not in queue.depth()
+
+
+def test_a_key_at_work_when_its_lane_closes_comes_back_elsewhere() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("key", "gone")
+    assert queue.get("gone") == "key"
+    queue.add("key", "gone")
+    queue.close("gone", "")
+    assert queue.try_get("") is None
+    queue.done("key")
+    assert queue.try_get("") == "key"
+
+
+def test_a_lane_that_is_opened_again_is_served_again() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.close("web")
+    queue.open("web")
+    queue.add("key", "web")
+    assert queue.try_get("") is None
+    assert queue.get("web") == "key"

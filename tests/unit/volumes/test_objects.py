@@ -60,6 +60,38 @@ def test_the_beta_annotation_counts_too() -> None:
     assert claim_from(raw_claim(metadata={"annotations": annotations}), PROVISIONERS) is not None
 
 
+@pytest.mark.parametrize(
+    ("annotation", "field", "wanted"),
+    [("old", "nfs", "old"), ("old", None, "old"), ("", "nfs", ""), (None, "nfs", "nfs"), (None, None, "")],
+)
+@pytest.mark.parametrize("phase", ["Pending", "Bound"])
+def test_the_annotation_that_classes_had_first_wins_over_the_field(
+    annotation: str | None, field: str | None, wanted: str, phase: str
+) -> None:
+    """As GetPersistentVolumeClaimClass and GetPersistentVolumeClass have it: also when it is there and empty."""
+    annotations = {} if annotation is None else {"volume.beta.kubernetes.io/storage-class": annotation}
+    both = {"volume.kubernetes.io/storage-provisioner": OURS, "pv.kubernetes.io/provisioned-by": OURS} | annotations
+    raw = raw_claim(metadata={"annotations": both}, status={"phase": phase}, spec={"volumeName": "pv"})
+    made = persistent_volume("pv", claim(), provisioner=OURS, export="", server="s", path="/p", capacity=1, policy="")
+    made["metadata"] |= {"uid": "u", "resourceVersion": "1", "annotations": both}
+    for obj in (raw, made):
+        obj["spec"]["storageClassName"] = field
+    read, volume = claim_from(raw, PROVISIONERS), volume_from(made, PROVISIONERS)
+    assert read is not None and volume is not None
+    assert (read.storage_class, volume.storage_class) == (wanted, wanted)
+
+
+def test_a_claims_manifest_names_the_class_once() -> None:
+    annotations = {
+        "volume.kubernetes.io/storage-provisioner": OURS,
+        "volume.beta.kubernetes.io/storage-class": "old",
+    }
+    read = claim_from(raw_claim(metadata={"annotations": annotations}), PROVISIONERS)
+    assert read is not None
+    manifest = claim_manifest(read)
+    assert manifest["spec"]["storageClassName"] == "old" and "annotations" not in manifest["metadata"]
+
+
 def test_a_bound_claim_is_kept_slim() -> None:
     raw = raw_claim(spec={"volumeName": "pv-1", "selector": {"matchLabels": {}}}, status={"phase": "Bound"})
     read = claim_from(raw, PROVISIONERS)

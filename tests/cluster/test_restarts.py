@@ -1,0 +1,165 @@
+"""The controller itself: down, killed, paused, doubled, idle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.site import VOLUMES, ExportOnDisk, Site, agree, eventually, restart_apiserver
+from tests.plugins.controller import SHORT_LEASE, Controller
+
+pytestmark = pytest.mark.cluster
+
+
+def test_h15_what_happened_while_the_controller_was_down_is_made_good(
+    site: Site, web: ExportOnDisk, plain: str, controller: Controller
+) -> None:
+    deleted, pv = site.bind("h15-deleted", plain)
+    controller.kill()
+    site.delete(deleted)
+    made = site.claim("h15-made", plain)
+    short = site.claim("h15-short", plain)
+    site.delete(short)
+    site.api.eventually(f"{VOLUMES}/{pv['metadata']['name']}", lambda found: found["status"]["phase"] == "Released")
+    controller.start().wait_ready(web.name)
+    site.gone(pv)
+    site.bound(made)
+    assert web.record(pv["metadata"]["name"])["state"] == "archived"
+    assert short["metadata"]["uid"] not in str(web.entries())
+    eventually(lambda: agree(site, web), "all agrees")
+
+
+def test_h13_claims_deleted_and_made_again_under_their_names_leave_no_trace(
+    site: Site, web: ExportOnDisk, plain: str, controller: Controller
+) -> None:
+    gone = []
+    for number in range(20):
+        claim = site.claim(f"h13-{number}", plain)
+        gone.append(claim["metadata"]["uid"])
+        if number == 10:
+            controller.kill()
+            controller.start()
+        site.delete(claim)
+        site.api.eventually_gone(site.claim_path(claim))
+        site.claim(f"h13-{number}", plain)
+    for number in range(20):
+        site.bound({"metadata": {"name": f"h13-{number}", "namespace": site.namespace}})
+    eventually(lambda: agree(site, web), "all agrees")
+    left = {r["claim"]["uid"] for r in web.records().values() if r["state"] not in ("archived", "deleted")}
+    assert not left & set(gone)
+
+
+def test_h13_claim_that_went_between_directory_and_volume_leaves_no_trace(
+    site: Site, web: ExportOnDisk, plain: str, controller: Controller
+) -> None:
+    """The directory is made, the PV cannot be; the controller dies, the claim goes, and one of its name comes."""
+    before = web.entries()
+    (worker,) = controller.workers(web.root("a"))
+    os.kill(worker, signal.SIGSTOP)
+    said = len(controller.log)
+    claim = site.claim("h13-cut", plain)
+    controller.until(lambda: "provision: the claim waits" in controller.log[said:], "it is on its way")
+    site.plane.stop_apiserver(grace=0)
+    try:
+        os.kill(worker, signal.SIGCONT)
+        name = f"pvc-{claim['metadata']['uid']}"
+        eventually(lambda: web.records().get(name, {}).get("state") == "creating", "the record is written")
+        eventually(lambda: web.entries() - before, "the directory is made")
+    finally:
+        controller.kill()
+        restart_apiserver(site)
+    assert site.api.get(f"{VOLUMES}/{name}").code == 404
+    site.delete(claim)
+    site.api.eventually_gone(site.claim_path(claim))
+    controller.start().wait_ready(web.name)
+    site.bind("h13-cut", plain)
+    eventually(lambda: name not in web.records(), "the record is gone")
+    assert claim["metadata"]["uid"] not in str(web.entries())
+    eventually(lambda: agree(site, web), "all agrees")
+
+
+def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
+    site: Site, web: ExportOnDisk, plain: str, controller: Controller
+) -> None:
+    with site.controller(lease=SHORT_LEASE).start() as second:
+        eventually(lambda: second.http("/readyz")[0] == 200, "the second one is ready")
+        assert second.http("/healthz")[0] == 200
+        assert second.http("/api/status")[0] == 503
+        assert second.metric("nfs_provisioner_leader") == 0
+        for number in range(40):
+            site.claim(f"h16-{number}", plain)
+        archived = archives(web)
+        controller.signal(signal.SIGSTOP)  # with its workers, in the middle of it all
+        second.wait_ready(web.name)
+        for number in range(40):
+            site.bound({"metadata": {"name": f"h16-{number}", "namespace": site.namespace}})
+        eventually(lambda: agree(site, web), "all agrees")
+        for number in range(20):  # work that the first one would love to do
+            site.delete({"metadata": {"name": f"h16-{number}", "namespace": site.namespace}})
+        eventually(lambda: archives(web) == archived + 20 and agree(site, web), "20 are archived, and all agrees")
+        before = {replica: snapshot(web.root(replica)) for replica in "ab"}
+        said = len(controller.log)
+        controller.signal(signal.SIGCONT)
+        assert controller.wait() == 1
+        assert {replica: snapshot(web.root(replica)) for replica in "ab"} == before
+        assert "lease" in controller.log[said:]
+        assert second.metric("nfs_provisioner_leader") == 1
+        assert agree(site, web)
+        assert second.stop() == 0
+
+
+def archives(export: ExportOnDisk) -> int:
+    return sum(record["state"] == "archived" for record in export.records().values())
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of everything below a root."""
+    found = {str(path): path.lstat() for path in root.rglob("*")}
+    return {name: (stat.st_ino, stat.st_ctime_ns) for name, stat in found.items()}
+
+
+def test_lease_is_given_back_so_that_the_next_leader_need_not_wait(
+    site: Site, web: ExportOnDisk, controller: Controller
+) -> None:
+    with site.controller(lease={"leaseDuration": "60s"}).start() as second:
+        eventually(lambda: second.http("/readyz")[0] == 200, "the second one is ready")
+        assert controller.stop() == 0
+        second.wait_leading(10)
+
+
+# -- idle ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_idle_controller_asks_the_api_for_nothing_but_its_lease(site: Site, web: ExportOnDisk) -> None:
+    with site.controller(lease={"retryPeriod": "500ms"}).start() as controller:
+        controller.wait_ready(web.name)
+        renewed(controller, 4)  # what follows a start is over
+        before = requests(controller)
+        renewed(controller, 16)
+        after = requests(controller)
+        more = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+        assert more.pop(("update", "leases")) >= 16
+        more.pop(("get", "leases"), None)
+        statuses = more.pop(("patch", "nfsexports"), 0)
+        assert statuses <= len(site.exports)  # figures of free space: once a minute at the most
+        assert more == {}
+        assert controller.stop() == 0
+
+
+def renewed(controller: Controller, times: int) -> None:
+    def renewals() -> float:
+        return controller.metric("nfs_provisioner_api_requests_total", verb="update", resource="leases")
+
+    before = renewals()
+    controller.until(lambda: renewals() >= before + times, "it renews its lease")
+
+
+def requests(controller: Controller) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    for labels, value in controller.samples("nfs_provisioner_api_requests_total"):
+        key = labels["verb"], labels["resource"]
+        found[key] = found.get(key, 0.0) + value
+    return found

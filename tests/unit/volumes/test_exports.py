@@ -1,0 +1,141 @@
+"""One export with the real children of its replicas: what is attached, what its status is worth, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from nfs_provisioner.export.identity import Remembered
+from nfs_provisioner.volumes.answers import answer
+from nfs_provisioner.volumes.exports import SETTLE, Export
+from nfs_provisioner.volumes.services import Seen
+from tests.plugins.hang import HangingDirectory
+from tests.unit.volumes.conftest import Ground, eventually
+
+WHY = "NFSExport web: spec.replicas[0].mountPath is another's"
+
+
+def phase(export: Export) -> str:
+    return export.status().phase
+
+
+def children(export: Export) -> list[int]:
+    return [pid for attachment in export.attachments() if (pid := attachment.replica.pid) is not None]
+
+
+def test_nothing_is_attached_for_a_refused_export_until_it_is_allowed(ground: Ground) -> None:
+    export = ground.export(ground.spec(), refused=WHY)
+    export.start()
+    status = export.status()
+    assert (status.phase, status.message, status.usable) == ("Halted", WHY, False)
+    assert export.settled and not export.attachments()
+    assert WHY in export.room().problem and not export.room().looking
+    assert not list(Path(export.spec.replicas[0].mount_path).iterdir())
+    export.refuse("")
+    eventually(lambda: phase(export) == "Ready", "the export is not Ready once it is allowed")
+    assert ground.ready == ["web"]
+
+
+def test_an_export_that_is_refused_later_lets_go_of_everything(ground: Ground) -> None:
+    export = ground.export(ground.spec(replicas="ab"))
+    export.start()
+    eventually(lambda: phase(export) == "Ready", "the pair is not Ready")
+    before = export.attachments()
+    export.update(export.spec, export.seen, refused=WHY)
+    assert all(not attachment.replica.up for attachment in before)
+    assert not export.ready and not export.attachments()
+    assert export.status().active == "a", "what the status says of the pair must not be lost"
+    assert [replica.reachable for replica in export.status().replicas] == [False, False]
+    answered = answer(export, f"accept --replica a epoch={export.epoch}")
+    assert answered is not None and answered["result"] == "Refused" and WHY in answered["message"]
+
+
+def test_a_known_pair_is_never_called_degraded_while_it_is_first_looked_at(ground: Ground) -> None:
+    first = ground.export(ground.spec(replicas="ab"))
+    first.start()
+    eventually(lambda: phase(first) == "Ready", "the pair is not Ready")
+    first.stop()
+    known = first.status()
+    seen = Seen(remembered=Remembered(known.active, known.epoch, known.promotion))
+    told: list[str] = []
+    next_leader = ground.export(first.spec, seen=seen)
+
+    def publish(_name: str) -> None:
+        if next_leader.settled:
+            told.append(phase(next_leader))
+
+    next_leader._services = replace(next_leader._services, on_status=publish)
+    next_leader.start()
+    eventually(lambda: told, "no status was worth telling")
+    assert told[0] == "Ready"
+
+
+def test_a_replica_that_cannot_be_looked_at_does_not_hold_back_the_status(ground: Ground) -> None:
+    spec = ground.spec(replicas="ab")
+    missing = replace(spec.replicas[1], mount_path=str(ground.root / "missing"))
+    export = ground.export(replace(spec, replicas=(spec.replicas[0], missing)))
+    export.start()
+    eventually(lambda: export.settled, "the status waits for a replica that failed", SETTLE - 5)
+    assert phase(export) == "Initializing" and not export.status().replicas[1].reachable
+
+
+def test_a_replica_that_is_left_out_does_not_hold_back_the_status(ground: Ground) -> None:
+    spec = ground.spec(replicas="ab")
+    for replica in spec.replicas:
+        (Path(replica.mount_path) / "data").mkdir()
+    export = ground.export(spec)
+    export.start()
+    eventually(lambda: export.settled, "the status waits for what nobody will attach", SETTLE - 5)
+    assert phase(export) == "Halted"
+
+
+def test_the_status_waits_no_longer_than_its_deadline(ground: Ground) -> None:
+    now = [0.0]
+    ground.clock = lambda: now[0]
+    export = ground.export(ground.spec())  # not started: nothing is heard of its replica
+    assert not export.settled
+    now[0] = SETTLE
+    assert export.settled
+
+
+def test_no_thread_and_no_child_of_a_stopped_export_is_left(ground: Ground) -> None:
+    before = set(threading.enumerate())
+    export = ground.export(ground.spec(replicas="ab"))
+    export.start()
+    eventually(lambda: phase(export) == "Ready", "the pair is not Ready")
+    attachments = export.attachments()
+    export.stop()
+    eventually(lambda: set(threading.enumerate()) <= before, f"threads are left: {set(threading.enumerate()) - before}")
+    assert all(not attachment.replica.up for attachment in attachments)
+    assert not export.settled, "what is not looked at any more is nothing to tell"
+
+
+def test_many_exports_that_hang_end_together_within_a_second(tmp_path: Path, ground: Ground) -> None:
+    """H14 for the end: one after the other, they would take a second each."""
+    with contextlib.ExitStack() as mounts:
+        exports, hanging = [], []
+        for name in ("one", "two", "three"):
+            spec = ground.spec(name)
+            backing = tmp_path / f"backing-{name}"
+            backing.mkdir()
+            mounted = mounts.enter_context(HangingDirectory(backing, Path(spec.replicas[0].mount_path)))
+            export = ground.export(spec)
+            export.start()
+            eventually(lambda export=export: phase(export) == "Ready", f"{name} is not Ready")  # type: ignore[misc]
+            exports.append(export)
+            hanging.append(mounted)
+        for mounted in hanging:
+            mounted.hang(killable=False)
+            mounted.wait_for_hung_call()
+        began = time.monotonic()
+        for export in exports:
+            export.close()
+        for export in exports:
+            export.stop()
+        took = time.monotonic() - began
+        assert took < 2.0, f"three exports that hang took {took:.1f} s to end"
+        for mounted in hanging:
+            mounted.release()
