@@ -1,7 +1,8 @@
-"""All exports: made from NFSExport objects, published to the API (status, EndpointSlice, finalizer).
+"""All exports: made from NFSExport objects, published to the API (status, finalizer; `addresses.py` for the rest).
 
 One thread writes to the API, at a bounded rate: what people wait for at once (but once a second at most), counts once
-a minute. An export that cannot be understood has its reason in its status and disturbs no other.
+a minute. An export that cannot be understood, or whose directory is another's, says so in its status and disturbs no
+other.
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ from nfs_provisioner.config import ExportSpec, parse_export
 from nfs_provisioner.errors import InvalidInput, LostLeadership
 from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.export.records import State, VolumeRecord
-from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, SERVICE, AlreadyExists, Api, ApiError, NotFound
-from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.kube.api import NFS_EXPORT, Api, ApiError, Conflict, NotFound
+from nfs_provisioner.volumes.addresses import Addresses
 from nfs_provisioner.volumes.decisions import Room
 from nfs_provisioner.volumes.exports import Export, Seen, Services
 from nfs_provisioner.volumes.objects import (
     EXPORT_FINALIZER,
-    MANAGED_BY,
     REQUEST,
     JsonObject,
-    endpoint_slice,
-    slice_name,
 )
+from nfs_provisioner.volumes.overlaps import Present, refusals
 from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
 
 log = logging.getLogger(__name__)
 
 COUNTS_EVERY = 60.0  # seconds
 RETRY = 10.0  # seconds before an API write that failed is tried again
+AFTER_CONFLICT = 0.5  # seconds in which the watch brings what somebody else wrote
 _NEEDED = frozenset({State.LIVE, State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
 
 
@@ -45,6 +45,7 @@ class ExportObject:
 
     name: str
     uid: str
+    created: str
     version: str
     generation: int
     deleting: bool
@@ -61,6 +62,7 @@ def export_from(raw: JsonObject) -> ExportObject:
     return ExportObject(
         name=metadata["name"],
         uid=metadata["uid"],
+        created=metadata.get("creationTimestamp", ""),
         version=metadata["resourceVersion"],
         generation=metadata.get("generation", 0),
         deleting="deletionTimestamp" in metadata,
@@ -99,7 +101,7 @@ class Registry:
         self._objects: dict[str, ExportObject] = {}
         self._invalid: dict[str, str] = {}
         self._written: dict[str, tuple[str, float, JsonObject]] = {}  # uid, when, what
-        self._slices: dict[str, Reflector[JsonObject]] = {}
+        self._addresses = Addresses(api, check=check, on_ready=services.on_ready, on_change=self._publish_all)
         self._dirty: dict[str, float] = {}  # export -> moment from which it may be published
         self._changed = threading.Condition()
         self._stopped = False
@@ -107,7 +109,7 @@ class Registry:
 
     def start(self, objects: list[ExportObject]) -> None:
         """Begin, with the exports that are there."""
-        for obj in objects:
+        for obj in sorted(objects, key=lambda obj: (obj.created, obj.name)):  # of two in one directory the older
             self.changed(obj.name, obj)
         self._thread.start()
 
@@ -118,8 +120,7 @@ class Registry:
             self._changed.notify()
         for export in self.all():
             export.stop()
-        for reflector in self._slices.values():
-            reflector.stop()
+        self._addresses.stop()
 
     def all(self) -> list[Export]:
         """A snapshot, by name."""
@@ -176,6 +177,7 @@ class Registry:
                 self._sort()
             if gone is not None:
                 gone.stop()
+                self._judge_overlaps()
         else:
             self._make_or_update(spec, obj)
         self.publish(name)
@@ -206,10 +208,15 @@ class Registry:
             remembered=Remembered(status.get("active", ""), int(status.get("epoch", 0)), status.get("promotion", "")),
             handled=status.get("lastHandledRequest"),
         )
+        found = self._refusals(spec)
+        for other in self.all():
+            if other.name != spec.name and other.name in found:
+                _refuse(other, found[other.name])  # before somebody else begins to use the directory
+        refused = found.get(spec.name, "")
         with self._lock:
             export = self._exports.get(spec.name)
             if export is None:
-                export = self._exports[spec.name] = Export(spec, seen, self._services)
+                export = self._exports[spec.name] = Export(spec, seen, self._services, refused=refused)
                 self._sort()
                 fresh = True
             else:
@@ -217,7 +224,23 @@ class Registry:
         if fresh:
             export.start()
         else:
-            export.update(spec, seen)
+            export.update(spec, seen, refused=refused)
+        self._judge_overlaps()
+
+    def _refusals(self, fresh: ExportSpec | None = None) -> dict[str, str]:
+        """Which exports may not be used; `fresh` counts instead of what was known of that export."""
+        specs = {export.name: export.spec for export in self.all()} | ({} if fresh is None else {fresh.name: fresh})
+        with self._lock:
+            present = [
+                Present(self._objects[name].created, spec) for name, spec in specs.items() if name in self._objects
+            ]
+        return refusals(present)
+
+    def _judge_overlaps(self) -> None:
+        """What became of one export may allow others."""
+        found = self._refusals()
+        for export in self.all():
+            _refuse(export, found.get(export.name, ""))
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -248,6 +271,9 @@ class Registry:
                     continue  # deleted meanwhile
                 except LostLeadership:
                     return  # this process ends; the elector has said why
+                except Conflict as error:  # somebody else just wrote, as at each start: what it was comes in a moment
+                    log.debug("NFSExport %s: %s", name, error)
+                    self.publish(name, after=AFTER_CONFLICT)
                 except ApiError as error:
                     log.warning("NFSExport %s: %s", name, error)
                     self.publish(name, after=RETRY)
@@ -259,6 +285,7 @@ class Registry:
         obj = self._objects.get(name)
         if obj is None:
             self._written.pop(name, None)
+            self._addresses.forget(name)
             return
         self._check()
         export = self._exports.get(name)
@@ -267,9 +294,11 @@ class Registry:
             self._write_status(obj, ExportStatus(obj.generation, "Halted", self._invalid[name], usable=False))
         elif export is not None:
             try:
-                self._direct(export)
+                if not self._addresses.direct(export):
+                    self.publish(name, after=RETRY)
             finally:  # what may not be done in a Service's namespace must not hide the rest from people
-                self._write_status(obj, export.status())
+                if export.settled:
+                    self._write_status(obj, export.status())
 
     def _write_status(self, obj: ExportObject, status: ExportStatus) -> None:
         uid, moment, before = self._written.get(obj.name, ("", 0.0, {}))
@@ -303,59 +332,6 @@ class Registry:
             return True
         return export is not None and any(record.state in _NEEDED for record in export.catalog.all())
 
-    # -- the address that clients use --------------------------------------------------------------------------------
-
-    def _direct(self, export: Export) -> None:
-        """Learn the Service's ClusterIP, and keep its one EndpointSlice on the active replica."""
-        service = export.spec.service
-        if service is None:
-            return
-        if export.client_address is None or export.address_used:  # not asked for while nobody needs it
-            export.address_used = False
-            try:
-                found = self._api.get(SERVICE, service.name, service.namespace)
-            except NotFound:
-                found = {}
-            address = (found.get("spec") or {}).get("clusterIP") or ""
-            before, export.client_address = export.client_address, None if address in ("", "None") else address
-            if export.client_address is None or export.spec.service != service:
-                export.client_address = None
-                return  # export.client_mount says so to whoever asks; looked for again with the next housekeeping
-            if before != address:
-                log.info("export %s: clients mount %s (before: %s)", export.name, address, before or "not known")
-                self._services.on_ready(export.name)  # claims wait for it, and volumes of it can be adopted
-        active = export.spec.replica(export.active_replica)
-        if active is None or not export.ready:
-            return
-        wanted = endpoint_slice(service.namespace, service.name, active.server, active.name)
-        reflector = self._slice_cache(service.namespace)
-        if not reflector.synced.wait(1.0):
-            self.publish(export.name, after=RETRY)
-            return
-        present = reflector.get(f"{service.namespace}/{slice_name(service.name)}")
-        if present is None:
-            try:
-                reflector.put(self._api.create(ENDPOINT_SLICE, wanted, service.namespace))
-            except AlreadyExists:  # somebody else's, or the cache is a moment behind
-                self.publish(export.name, after=RETRY)
-        elif any(present.get(key) != wanted[key] for key in ("endpoints", "ports", "addressType")):
-            body = {"endpoints": wanted["endpoints"], "ports": wanted["ports"], "metadata": wanted["metadata"]}
-            reflector.put(self._api.patch(ENDPOINT_SLICE, slice_name(service.name), body, namespace=service.namespace))
-
-    def _slice_cache(self, namespace: str) -> Reflector[JsonObject]:
-        reflector = self._slices.get(namespace)
-        if reflector is None:
-            reflector = self._slices[namespace] = Reflector(
-                self._api,
-                ENDPOINT_SLICE,
-                slim=lambda raw: {key: raw.get(key) for key in ("metadata", "endpoints", "ports", "addressType")},
-                on_change=lambda _key, _old, _new: self._publish_all(),
-                namespace=namespace,
-                label_selector=f"endpointslice.kubernetes.io/managed-by={MANAGED_BY}",
-            )
-            reflector.start()
-        return reflector
-
     def _publish_all(self) -> None:
         for export in self.all():
             self.publish(export.name)
@@ -365,3 +341,9 @@ def _relevant(obj: ExportObject) -> tuple[object, ...]:
     """What makes a difference when an NFSExport changes; our own status writes do not."""
     labels = obj.raw["metadata"].get("labels")
     return obj.uid, obj.generation, obj.deleting, obj.finalizers, obj.request, labels
+
+
+def _refuse(export: Export, why: str) -> None:
+    if why != export.refused:
+        log.warning("%s", why or f"NFSExport {export.name}: its directories are its own now")
+        export.refuse(why)

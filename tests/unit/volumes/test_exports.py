@@ -69,7 +69,7 @@ def test_a_known_pair_is_never_called_degraded_while_it_is_first_looked_at(groun
 
     next_leader._services = replace(next_leader._services, on_status=publish)
     next_leader.start()
-    eventually(lambda: told, "no status was worth telling")
+    eventually(lambda: told, "no status was worth telling", SETTLE - 5)
     assert told[0] == "Ready"
 
 
