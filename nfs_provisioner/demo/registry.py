@@ -135,8 +135,8 @@ class Registry:
         metadata = obj["metadata"]
         old = self.store.get(resource, key)
         if old is None:
-            self._check_uid(resource, key, metadata, "")
             if resource.put_creates and not status:
+                self._check_uid(resource, key, metadata, "")
                 metadata.pop("resourceVersion", None)
                 return self.create(resource, key[0], obj, dry_run)
             raise faults.not_found(resource.group, resource.plural, key[1])

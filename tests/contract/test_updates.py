@@ -41,17 +41,19 @@ def test_put_with_another_uid_is_a_conflict(world: World, config_map: str) -> No
     world.api.put(config_map, {"metadata": {"name": "c", "uid": "other"}}).refused(409, "Conflict", "UID")
 
 
-def test_put_with_a_uid_of_what_is_not_there_is_a_conflict_and_makes_nothing(world: World) -> None:
-    """A precondition that fails, of every kind: also of those that a PUT would make."""
+def test_put_with_a_uid_of_what_is_not_there_makes_nothing(world: World) -> None:
+    """A precondition that fails, where a PUT would make the object; elsewhere it is just not there."""
     leases = f"/apis/coordination.k8s.io/v1/namespaces/{world.namespace}/leases"
     metadata = {"name": "gone", "uid": "u-1", "resourceVersion": "5"}
+    lease = {"metadata": metadata, "spec": {"holderIdentity": "one"}}
+    world.api.put(f"{leases}/gone", lease).refused(409, "Conflict", "Precondition failed: UID in precondition: u-1")
+    world.api.get(f"{leases}/gone").refused(404, "NotFound")
     for path, body in (
-        (f"{leases}/gone", {"metadata": metadata, "spec": {"holderIdentity": "one"}}),
         (f"{world.config_maps}/gone", {"metadata": metadata}),
         (world.claim_path("gone"), world.claim_body("gone", "none", metadata=metadata)),
         (f"{world.claim_path('gone')}/status", world.claim_body("gone", "none", metadata=metadata)),
     ):
-        world.api.put(path, body).refused(409, "Conflict", "Precondition failed: UID in precondition: u-1")
+        world.api.put(path, body).refused(404, "NotFound")
         world.api.get(path).refused(404, "NotFound")
 
 
