@@ -87,6 +87,23 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("export", metavar="EXPORT")
     added.add_argument("--replica", required=True, metavar="NAME")
     _request_options(added)
+    added = verb(
+        "confirm-deletions", _confirm_deletions, "let the standby make deletions that wait because they are so many"
+    )
+    added.add_argument("export", metavar="EXPORT")
+    added.add_argument("volume", metavar="VOLUME", help="the PV, or namespace/claim")
+    _request_options(added)
+    added = verb(
+        "sync", _sync, "make TARGET equal to SOURCE, two plain directories, with the engine that keeps pairs equal"
+    )
+    _two_directories(added)
+    added.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    added.add_argument(
+        "--allow-empty", action="store_true", help="an empty SOURCE may empty TARGET; else it is taken for unmounted"
+    )
+    added = verb("verify", _verify, "compare two plain directories; writes nothing, and exits with 1 when they differ")
+    _two_directories(added)
+    added.add_argument("--checksum", action="store_true", help="read every file on both sides")
     added = verb("recover", _recover, "print the manifests of every volume found at an export's root")
     added.add_argument("root", metavar="ROOT")
     added = verb("check-config", _check_config, "validate configuration, NFSExport and StorageClass files offline")
@@ -115,6 +132,12 @@ def _from_anywhere(
 def _request_options(parser: argparse.ArgumentParser) -> None:
     _kubeconfig(parser)
     parser.add_argument("--dry-run", action="store_true", default=False, help="print the request, write nothing")
+
+
+def _two_directories(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
 
 def _archive_verbs(parser: argparse.ArgumentParser) -> None:
@@ -237,6 +260,10 @@ def _accept(options: argparse.Namespace) -> int:
     return _request(options, "accept", options.replica)
 
 
+def _confirm_deletions(options: argparse.Namespace) -> int:
+    return _request(options, "confirm-deletions", options.volume)
+
+
 def _request(options: argparse.Namespace, verb: str, name: str) -> int:
     """Write the request as an annotation, and wait for its answer in the status."""
     api = load(options.kubeconfig)
@@ -282,6 +309,18 @@ def _recover(options: argparse.Namespace) -> int:
     for note in found.notes:
         print(f"nfs-provisioner: {note}", file=sys.stderr)
     return EXIT_DONE
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from nfs_provisioner import copying
+
+    return copying.sync(options)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from nfs_provisioner import copying
+
+    return copying.verify(options)
 
 
 def _check_config(options: argparse.Namespace) -> int:

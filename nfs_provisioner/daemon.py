@@ -12,6 +12,7 @@ import math
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,11 +20,10 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
-from nfs_provisioner.config import ControllerConfig
+from nfs_provisioner.config import ControllerConfig, ReplicationSpec
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import VolumeRecord
-from nfs_provisioner.export.replica import WORKER_COMMAND
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.kube.api import NAMESPACE, NFS_EXPORT, Api, ApiError, JsonObject, load
 from nfs_provisioner.kube.events import EventWriter
@@ -34,7 +34,8 @@ from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.metrics import Metrics
 from nfs_provisioner.overview import overview, snapshot
 from nfs_provisioner.process import configure_logging, follow_config, own_namespace
-from nfs_provisioner.replication.mirror import Mirror
+from nfs_provisioner.replication.cloning import CLONING_COMMAND
+from nfs_provisioner.replication.driver import Around, Driver
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.lookout import Lookout
@@ -63,7 +64,7 @@ class Daemon:
         kubeconfig: str | None = None,
         config_file: Path | None = None,
         identity: str | None = None,
-        worker_command: tuple[str, ...] = WORKER_COMMAND,
+        worker_command: tuple[str, ...] = CLONING_COMMAND,
         poll: float = 10.0,
     ) -> None:
         self.config = config
@@ -219,7 +220,7 @@ class Daemon:
             cluster=cluster,
             lease=self._lease_end,
             term=lambda: f"{self._term:08d}",
-            partner=self._mirror,
+            partner=self._partner,
             on_ready=self._export_ready,
             on_status=lambda name: self.registry.publish(name) if self.registry else None,
             on_event=self._export_event,
@@ -269,10 +270,26 @@ class Daemon:
                 self._end.wait(2.0)
         return None
 
-    def _mirror(
-        self, export: str, catalog: Catalog, active: Attachment, standby: Attachment, records: list[VolumeRecord]
-    ) -> Mirror:
-        return Mirror(export, catalog, active, standby, records, busy=self._busy)
+    def _partner(
+        self,
+        export: str,
+        catalog: Catalog,
+        active: Attachment,
+        standby: Attachment,
+        records: list[VolumeRecord],
+        settings: Callable[[], ReplicationSpec],
+    ) -> Driver:
+        around = Around(
+            lease=self._lease_end,
+            term=lambda: f"{self._term:08d}",
+            metrics=self.metrics,
+            settings=settings,
+            unlimited=self._lookout.may_lose_everything,
+            busy=self._busy,
+            on_event=self._export_event,
+            on_status=lambda name: self.registry.publish(name) if self.registry else None,
+        )
+        return Driver(export, catalog, active, standby, records, around)
 
     # -- what wakes the workers -------------------------------------------------------------------------------------
 

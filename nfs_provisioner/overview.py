@@ -7,9 +7,11 @@ from typing import Any
 
 from nfs_provisioner import __version__
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
+from nfs_provisioner.export.standing import PairStanding, VolumeStanding
 from nfs_provisioner.metrics import ExportSample, ReplicaSample, Snapshot, VolumeSample
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import Volume
+from nfs_provisioner.volumes.status import rfc3339
 
 JsonObject = dict[str, Any]
 
@@ -35,6 +37,7 @@ def overview(
 
 def _export(export: Export) -> JsonObject:
     status = export.status()
+    standing = status.standing or PairStanding()
     return {
         "name": export.name,
         "phase": status.phase,
@@ -49,13 +52,23 @@ def _export(export: Export) -> JsonObject:
         "volumes": status.volumes,
         "archives": status.archives,
         "unmanaged": status.unmanaged,
+        "lag": standing.lag if status.standing is not None else None,
+        "lastCleanPass": _moment(standing.last_clean),
+        "unstable": standing.unstable,
+        "waiting": dict(standing.waiting),
         "replicas": [
             {"name": r.name, "role": r.role, "reachable": r.reachable, "message": r.message} for r in status.replicas
         ],
     }
 
 
+def _moment(unix: float | None) -> str | None:
+    return None if unix is None else rfc3339(unix)
+
+
 def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> JsonObject:
+    partner = export.partner
+    standing = (partner.volume(record.pv) if partner is not None else None) or VolumeStanding()
     return {
         "namespace": record.claim.namespace,
         "claim": record.claim.name,
@@ -69,6 +82,12 @@ def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> Json
         "storageClass": record.storage_class,
         "onDelete": record.policy.on_delete,
         "shared": record.shared,
+        "lag": standing.lag,
+        "lastCleanPass": _moment(standing.last_clean),
+        "unstable": standing.unstable,
+        "skipped": standing.skipped,
+        "waiting": standing.waiting,
+        "message": standing.message,
     }
 
 
@@ -116,4 +135,7 @@ def _sample(export: Export) -> ExportSample:
         available=status.available,
         unmanaged=status.unmanaged,
         epoch=status.epoch if status.promotion else None,
+        replication_lag=status.standing.lag if status.standing is not None else None,
+        unstable_files=status.standing.unstable if status.standing is not None else None,
+        skipped_entries=status.standing.skipped if status.standing is not None else None,
     )

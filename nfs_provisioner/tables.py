@@ -27,7 +27,7 @@ def _table(*columns: str) -> Table:
 def exports(console: Console, status: JsonObject) -> None:
     """Exports with their replicas, and what is wrong with them."""
     table = _table(
-        "EXPORT", "PHASE", "ACTIVE", "USED", "RESERVED", "CAPACITY", "FREE", "VOLUMES", "ARCHIVES", "REPLICAS"
+        "EXPORT", "PHASE", "ACTIVE", "LAG", "USED", "RESERVED", "CAPACITY", "FREE", "VOLUMES", "ARCHIVES", "REPLICAS"
     )
     for export in status["exports"]:
         replicas = ", ".join(
@@ -37,6 +37,7 @@ def exports(console: Console, status: JsonObject) -> None:
             export["name"],
             Text(export["phase"], style=_PHASE_STYLE.get(export["phase"], "")),
             export["active"] or "-",
+            _seconds(export["lag"]),
             size(export["used"]),
             size(export["reserved"]),
             size(export["capacity"]),
@@ -61,6 +62,13 @@ def exports(console: Console, status: JsonObject) -> None:
         console.print("There is no NFSExport yet: kubectl explain nfsexport.spec")
 
 
+def _seconds(lag: float | None) -> str:
+    """How long ago; nothing where there is no copy, or none yet."""
+    if lag is None:
+        return "-"
+    return f"{lag:.0f}s" if lag < 600 else f"{lag / 60:.0f}m" if lag < 36000 else f"{lag / 3600:.0f}h"
+
+
 def _plain(*cells: str) -> Iterator[Text]:
     """Names that tenants choose are no markup: `[/x]` in one must not break the table of all."""
     return map(Text, cells)
@@ -68,7 +76,7 @@ def _plain(*cells: str) -> Iterator[Text]:
 
 def volumes(console: Console, rows: list[JsonObject]) -> None:
     """One line a volume."""
-    table = _table("NAMESPACE", "CLAIM", "EXPORT", "DIRECTORY", "REQUESTED", "STATE", "PV")
+    table = _table("NAMESPACE", "CLAIM", "EXPORT", "DIRECTORY", "REQUESTED", "STATE", "LAG", "PV")
     for row in rows:
         state = row["phase"] if row["state"] == "live" and row["phase"] else row["state"]
         table.add_row(
@@ -79,10 +87,16 @@ def volumes(console: Console, rows: list[JsonObject]) -> None:
                 row["directory"],
                 size(row["requested"]),
                 state,
+                _seconds(row["lag"]),
                 row["volume"],
             )
         )
     console.print(table)
+    for row in rows:
+        if row["message"]:
+            console.print(
+                Text(f"{row['namespace']}/{row['claim']} ({row['volume']}): {row['message']}", style="yellow")
+            )
 
 
 def archives(console: Console, rows: list[JsonObject]) -> None:

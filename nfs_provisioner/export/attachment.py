@@ -76,6 +76,12 @@ class Attachment:
         """Do now what would be done at the next poll."""
         self._wake.set()
 
+    def doubt(self) -> None:
+        """Somebody found another identity there than the one that was proven: look at everything anew."""
+        with self._lock:
+            self._set_aside = True
+        self._wake.set()
+
     @property
     def message(self) -> str:
         """Why the replica cannot be used; empty when it can."""

@@ -142,6 +142,10 @@ class Catalog:
             named = [r for r in self._records.values() if name in (r.directory, r.pv)]
         return next((r for r in named if r.state in (State.ARCHIVED, State.RETAINED)), None)
 
+    def live_of(self, namespace: str, name: str) -> list[VolumeRecord]:
+        """Live volumes recorded for a claim of that name; one that was kept by its policy may be an earlier claim's."""
+        return [r for r in self.in_state(State.LIVE) if (r.claim.namespace, r.claim.name) == (namespace, name)]
+
     def old_tombstones(self) -> list[VolumeRecord]:
         """Tombstones whose directory names may be used again."""
         with self._lock:

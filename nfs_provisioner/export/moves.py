@@ -19,7 +19,7 @@ from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.batch import Change, run, run_together
 from nfs_provisioner.export.paths import archive_name, record_file_name
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, MOVING, State, VolumeRecord
-from nfs_provisioner.export.store import Store, missing_directory
+from nfs_provisioner.export.store import Store, missing_directory, trash_name
 
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
 _RESTORABLE = frozenset({State.ARCHIVED, State.RETAINED})
@@ -259,7 +259,7 @@ def _archive_target(store: Store, record: VolumeRecord, avoid: Collection[str]) 
 
 def trash_target(record: VolumeRecord) -> str:
     """A name in trash that nothing else has."""
-    return f"{_TRASH}/{record_file_name(record.pv).removesuffix('.json')[:200]}~{os.urandom(6).hex()}"
+    return f"{_TRASH}/{trash_name(record)}"
 
 
 def recover(store: Store, loaded: Iterable[VolumeRecord]) -> tuple[list[VolumeRecord], list[str]]:

@@ -106,6 +106,8 @@ class VolumeRecord:
     origin: str | None = None  # PV whose archive this volume was restored from
     successor: str | None = None  # PV that took this record's tree over (only in a tombstone)
     manifests: Mapping[str, Any] = field(default_factory=dict)  # {"pv": ..., "claim": ...}: enough for `recover`
+    clone_of: str | None = None  # PV whose files this volume began as a copy of
+    copied: bool = False  # of a clone: the copy is finished, and is never written to again
 
     @property
     def holds_directory(self) -> bool:
@@ -187,6 +189,8 @@ def encode_record(record: VolumeRecord) -> bytes:
             "shared": record.shared,
             "origin": record.origin,
             "successor": record.successor,
+            **({"cloneOf": record.clone_of} if record.clone_of is not None else {}),
+            **({"copied": True} if record.copied else {}),
             "policy": {
                 "onDelete": record.policy.on_delete,
                 "archiveRetention": record.policy.archive_retention,
@@ -223,6 +227,8 @@ def decode_record(data: bytes | str, *, source: str, manifests: bool = True) -> 
             shared=bool(raw.get("shared", False)),
             origin=raw.get("origin"),
             successor=raw.get("successor"),
+            clone_of=raw.get("cloneOf"),
+            copied=bool(raw.get("copied", False)),
             policy=Policy(
                 on_delete=policy["onDelete"],
                 archive_retention=policy["archiveRetention"],

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from nfs_provisioner.errors import RefusedForSafety, RetryLater
-from nfs_provisioner.export import batch, records
+from nfs_provisioner.export import batch, kept, records
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.batch import Change
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, IDENTITY_FILE, Identity
@@ -125,12 +125,18 @@ class Root:
                 os.close(fd)
 
     def _start_term(self, term: str) -> None:
-        """Make work/<term> and take over what older terms left: files are garbage, directories somebody's data."""
+        """Make work/<term> and take over what older terms left: files are garbage, directories somebody's data.
+
+        What passes staged is neither: copies of what the other side has. It goes to trash, never to lost/.
+        """
         self._term = f"{term}-{os.urandom(4).hex()}"
         os.mkdir(self._term, 0o700, dir_fd=self.works)
         self.work = os.open(self._term, fs._DIRECTORY, dir_fd=self.works)
         for old in os.listdir(self.works):
             if old == self._term:
+                continue
+            if kept.is_staging(old):
+                kept.sweep(self.works, self.trash, old)
                 continue
             with fs.opened(self.works, old) as fd:
                 for name in os.listdir(fd):

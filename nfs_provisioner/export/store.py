@@ -11,13 +11,14 @@ import contextlib
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
 from nfs_provisioner.errors import Infeasible, RefusedForSafety
-from nfs_provisioner.export import batch, records
+from nfs_provisioner.export import batch, kept, records
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.batch import Change
 from nfs_provisioner.export.paths import record_file_name
@@ -199,6 +200,7 @@ class Store(Root):
     def undo(self, pv: str) -> VolumeRecord | None:
         """Take back a volume whose claim went away before it had a PV. Only an empty directory is removed.
 
+        And that of a clone, with what was copied: before there is a PV, nobody but us can have written to it.
         Returns None when nothing is left, or the record (orphaned) of a directory that somebody wrote to.
         """
         record = self.read(pv)
@@ -210,7 +212,10 @@ class Store(Root):
         try:
             with fs.parent_of(self.root, record.directory) as (parent, name):
                 inode = fs.directory_inode(parent, name)
-                if inode is not None:
+                if inode is not None and record.clone_of is not None and inode == record.inode:
+                    os.rename(name, trash_name(record), src_dir_fd=parent, dst_dir_fd=self.trash)
+                    os.fsync(parent)
+                elif inode is not None:
                     os.rmdir(name, dir_fd=parent)
         except FileNotFoundError:
             pass
@@ -278,7 +283,8 @@ class Store(Root):
     def empty_trash(self, stop: Callable[[], bool]) -> bool:
         """Remove what lies in trash, a piece at a time; False when `stop` ended it early.
 
-        What cannot be removed does not keep the rest; its error is raised at the end.
+        What passes kept stays (`expire_kept`). What cannot be removed does not keep the rest; its error is raised
+        at the end.
         """
         refused: dict[str, OSError | RefusedForSafety] = {}
         while names := [name for name in os.listdir(self.trash) if name not in refused and self._is_given_up(name)]:
@@ -294,9 +300,24 @@ class Store(Root):
 
     def _is_given_up(self, name: str) -> bool:
         """Whether the record that an entry of trash belongs to says so, too: until then a restart looks for it here."""
+        if kept.is_kept(name):
+            return False
         source = f"{name.rpartition('~')[0]}.json"
         data = fs.read_file(self.volumes, source)
         return data is None or records.decode_record(data, source=source, manifests=False).state is not State.DELETING
+
+    def expire_kept(self, retention: float, stop: Callable[[], bool]) -> bool:
+        """Remove what passes kept longer than `retention` seconds ago, by both clocks (H56), and, oldest first, more
+        while the disk is nearly full (H51); False when `stop` ended it early."""
+        if not any(map(kept.is_kept, os.listdir(self.trash))):
+            return True
+        now = self.server_time()
+        return kept.expire(self.trash, retention, time.time(), now, stop, lambda: kept.nearly_full(self.root))
+
+
+def trash_name(record: VolumeRecord) -> str:
+    """A name in trash that nothing else has."""
+    return f"{record_file_name(record.pv).removesuffix('.json')[:200]}~{os.urandom(6).hex()}"
 
 
 def missing_directory(path: str, record: VolumeRecord, found: int | None) -> str:

@@ -94,6 +94,7 @@ class Worker:
         self._lease = lease
         self._store: Store | None = None
         self._trash_waits = threading.Event()
+        self._retention: float | None = None  # of what passes kept; None: nobody has said yet
         self.operations: dict[str, Callable[..., Any]] = {
             "inspect": self.inspect,
             "attach": self.attach,
@@ -113,6 +114,7 @@ class Worker:
             "follow": self.follow,
             "set_members": lambda members: self.store.set_members(members),
             "server_time": lambda: self.store.server_time(),
+            "expire_kept": self.expire_kept,
         }
 
     @property
@@ -189,6 +191,11 @@ class Worker:
         self._trash_waits.set()
         return [result.slim() if isinstance(result, VolumeRecord) else result for result in results]
 
+    def expire_kept(self, retention: float) -> None:
+        """Remove what passes kept longer than `retention` seconds ago, in the background."""
+        self._retention = retention
+        self._trash_waits.set()
+
     def _empty_trash(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)  # a thread's own, on Linux
         while True:
@@ -196,6 +203,8 @@ class Worker:
             self._trash_waits.clear()
             try:
                 self.store.empty_trash(self._must_stop)
+                if self._retention is not None:
+                    self.store.expire_kept(self._retention, self._must_stop)
             except (OSError, NfsProvisionerError) as error:
                 message = pack_error(error, self.path)[1]
                 print(f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True)
@@ -247,15 +256,20 @@ def serve(connection: Connection, worker: Worker, at_once: threading.Semaphore) 
             memory.give_back()
 
 
-def main() -> None:
+def die_with_parent() -> None:
+    """A child must not go on when nobody can stop it any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(make: Callable[[str, LeaseEnd], Worker] = Worker) -> None:
     """Entry point: worker.py SOCKET_FD,SOCKET_FD,... LEASE_FD PATH."""
     socket_fds, lease_fd, path = sys.argv[1].split(","), int(sys.argv[2]), sys.argv[3]
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     memory.one_arena()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.umask(0)
-    worker = Worker(path, LeaseEnd(lease_fd))
+    worker = make(path, LeaseEnd(lease_fd))
     at_once = threading.Semaphore(_LOCAL_THREADS if is_local(path) else _THREADS)
     first, *others = [Connection(int(fd)) for fd in socket_fds]
     for connection in others:

@@ -40,13 +40,16 @@ class Mirror:
         standby_records: list[VolumeRecord],
         *,
         busy: Callable[[], bool] = lambda: False,
+        on_compared: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_compared` is called after each comparison that went through, from the mirror's thread."""
         self._export = export
         self._catalog = catalog
         self._active = active
         self._standby = standby
         self._records = {record.pv: record for record in standby_records}
         self._busy = busy
+        self._on_compared = on_compared
         self._changed = threading.Event()
         self._stopped = threading.Event()
         self._message = ""
@@ -76,6 +79,12 @@ class Mirror:
         record = self._records.get(pv)
         return record is None or not record.holds_directory
 
+    def follows(self, record: VolumeRecord) -> bool:
+        """Whether the standby has this volume's directory in the same place, under the same record."""
+        mine = self._records.get(record.pv)
+        same = mine is not None and (mine.rev, mine.directory, mine.tree) == (record.rev, record.directory, record.tree)
+        return same and mine is not None and mine.state is record.state
+
     def _run(self) -> None:
         pause = FULL_COMPARISON
         while not self._stopped.is_set():
@@ -86,6 +95,7 @@ class Mirror:
                 return
             try:
                 self._compare()
+                self._on_compared()
                 pause = LONGEST_PAUSE if self._message else FULL_COMPARISON
             except LostLeadership:
                 return

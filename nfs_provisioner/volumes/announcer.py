@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from nfs_provisioner.errors import NfsProvisionerError, RetryLater
@@ -15,22 +17,46 @@ from nfs_provisioner.volumes.objects import Claim, Volume, event
 
 log = logging.getLogger(__name__)
 
+PROGRESS_EVERY = 30.0  # seconds between two Events that say the same claim is waited for, or copied to
+
 
 class Announcer:
     """One place for the wording. Never blocks, never fails."""
 
-    def __init__(self, events: EventWriter, metrics: Metrics, component: str) -> None:
+    def __init__(
+        self,
+        events: EventWriter,
+        metrics: Metrics,
+        component: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._events = events
         self._metrics = metrics
         self._component = component
+        self._clock = clock
+        self._progress: dict[str, float] = {}  # volume -> when it was said last that it is waited for
 
     def provisioned(self, claim: Claim, pv: str, export: str, directory: str, seconds: float) -> None:
         """A claim has its PV."""
-        self._metrics.provision_total.labels(claim.storage_class, "").inc()
-        self._metrics.provision_duration_seconds.labels(claim.storage_class, "").observe(seconds)
+        self._progress.pop(pv, None)
+        labels = claim.storage_class, _source(claim)
+        self._metrics.provision_total.labels(*labels).inc()
+        self._metrics.provision_duration_seconds.labels(*labels).observe(seconds)
         log.info("claim %s: PV %s on export %s, directory %s", claim, pv, export, directory)
         message = f"PV {pv} is the directory {directory} on export {export}"
         self.about_claim(claim, "ProvisioningSucceeded", message, warning=False)
+
+    def is_news(self, s: Situation, error: NfsProvisionerError) -> bool:
+        """Whether `failed` is due: that something goes on as it should is said now and then only."""
+        if not _goes_on(error):
+            return True
+        now = self._clock()
+        if now - self._progress.get(s.name, -PROGRESS_EVERY) < PROGRESS_EVERY:
+            return False
+        self._progress = {pv: said for pv, said in self._progress.items() if now - said < PROGRESS_EVERY}
+        self._progress[s.name] = now
+        return True
 
     def failed(self, s: Situation, error: NfsProvisionerError) -> None:
         """Something could not be done (now): an Event on the object whose owner can do something about it."""
@@ -38,9 +64,9 @@ class Announcer:
             self._metrics.delete_failed_total.labels(s.volume.storage_class).inc()
             self.about_volume(s.volume, "VolumeFailedDelete", error.message)
         elif s.claim is not None:
-            waiting = isinstance(error, RetryLater) and error.reason == "Provisioning"
+            waiting = _goes_on(error)
             if not waiting and s.volume is None:
-                self._metrics.provision_failed_total.labels(s.claim.storage_class, "").inc()
+                self._metrics.provision_failed_total.labels(s.claim.storage_class, _source(s.claim)).inc()
             self.about_claim(s.claim, error.reason, error.message, warning=not waiting)
         else:
             log.warning("%s: %s", s.name, error.message)
@@ -85,3 +111,13 @@ class Announcer:
             component=self._component,
             moment=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         )
+
+
+def _goes_on(error: NfsProvisionerError) -> bool:
+    """Whether it is only a matter of time."""
+    return isinstance(error, RetryLater) and error.reason == "Provisioning"
+
+
+def _source(claim: Claim) -> str:
+    """The label `source`, as other provisioners fill it."""
+    return "" if claim.data_source is None else claim.data_source.kind

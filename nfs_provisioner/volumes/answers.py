@@ -7,6 +7,7 @@ half-way because of a server is tried again, not answered.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from nfs_provisioner.errors import InvalidInput, NfsProvisionerError, RefusedFor
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.volumes import requests
+from nfs_provisioner.volumes.services import Partner, Services
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,29 @@ class Asked(Protocol):
     def purge(self, record: VolumeRecord) -> None:
         """Delete an archive."""
 
+    @property
+    def partner(self) -> Partner | None:
+        """What the standby follows with, while there is one."""
+
+
+class Answers:
+    """Of one export. `handled` is the last one that was given, as `status.lastHandledRequest` tells it."""
+
+    def __init__(self, export: Asked, handled: Mapping[str, str] | None, services: Services) -> None:
+        self.handled = handled
+        self._export = export
+        self._services = services
+
+    def turn(self, text: str) -> None:
+        """Answer the request that stands on the object, unless that was done."""
+        if not text or (self.handled is not None and self.handled.get("request") == text):
+            return
+        answered = answer(self._export, text)
+        if answered is not None:
+            self.handled = answered
+            result, message = answered["result"], answered["message"]
+            self._services.on_event(self._export.name, f"Request{result}", f"{text}: {message}", result != "Done")
+
 
 def answer(export: Asked, text: str) -> dict[str, str] | None:
     """Do it; what `status.lastHandledRequest` is to say. None: it has to wait, and is to be asked again."""
@@ -75,8 +100,28 @@ def _carry_out(export: Asked, asked: requests.Request) -> str:
         return export.accept(asked.name)
     if not export.ready:
         raise RetryLater(f"export {export.name} cannot be used now: {export.message}")
+    if asked.verb == "confirm-deletions":
+        return _confirm(export, asked.name)
     record = export.catalog.archive_named(asked.name)
     if record is None or record.state is not State.ARCHIVED:
         raise InvalidInput(f"there is no archive {asked.name!r} on export {export.name}")
     export.purge(record)
     return f"archive {record.directory} of claim {record.claim} was deleted"
+
+
+def _confirm(export: Asked, pv: str) -> str:
+    """`pv` may be written as namespace/claim."""
+    record = export.catalog.get(pv)
+    if record is None:
+        record = next((record for record in export.catalog.all() if str(record.claim) == pv), None)
+    if record is None:
+        raise InvalidInput(f"there is no volume {pv!r} on export {export.name}; 'nfs-provisioner volumes' lists them")
+    partner = export.partner
+    if partner is None:
+        raise RetryLater(f"export {export.name}: the standby does not follow now: {export.message}")
+    confirmed = partner.confirm(record.pv)
+    if not confirmed:
+        raise RefusedForSafety(f"no deletions of volume {record.pv} wait for confirmation")
+    return (
+        f"{confirmed} deletions of volume {record.pv} (claim {record.claim}) are made on the standby with the next pass"
+    )

@@ -219,10 +219,16 @@ def unsupported(claim: Claim) -> Infeasible | None:
         return Infeasible(
             f"volumeAttributesClassName {claim.attributes_class!r} means nothing to an NFS export; remove it"
         )
-    if claim.data_source:
+    if claim.data_source is not None and not claim.clone_from:
         return Infeasible(
-            f"dataSource {claim.data_source!r} is not supported; the claim would get an empty volume. Remove it, "
-            f"or restore an archive with the annotation {RESTORE_ARCHIVE}"
+            f"dataSource {str(claim.data_source)!r} is not supported; the claim would get an empty volume. Remove it, "
+            "or name a PersistentVolumeClaim of the same namespace, or restore an archive with the annotation "
+            f"{RESTORE_ARCHIVE}"
+        )
+    if claim.clone_from and claim.annotations.get(RESTORE_ARCHIVE):
+        return Infeasible(
+            f"the claim asks for a copy of claim {claim.clone_from!r} and, with the annotation {RESTORE_ARCHIVE}, for "
+            "an archive; remove one of them"
         )
     unknown = [mode for mode in claim.access_modes if mode not in _MODES]
     if unknown:

@@ -23,7 +23,7 @@ from nfs_provisioner.export.identity import Remembered, Verdict, judge
 from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
-from nfs_provisioner.volumes.answers import answer
+from nfs_provisioner.volumes.answers import Answers
 from nfs_provisioner.volumes.decisions import Room
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
 from nfs_provisioner.volumes.replicas import Replicas
@@ -60,7 +60,7 @@ class Export:
         self._active: Attachment | None = None
         self._partner: Partner | None = None
         self._problems: list[str] = []
-        self._handled = seen.handled
+        self._answers = Answers(self, seen.handled, services)
         self._housekeeping = Housekeeping(self, services.clock)
         self._wake = threading.Event()
         self._stopped = False
@@ -193,7 +193,9 @@ class Export:
             self._active = attachment
         elif self._active is not None:
             self._drop_partner()
-            self._partner = self._services.partner(self.name, self.catalog, self._active, attachment, loaded.records)
+            self._partner = self._services.partner(
+                self.name, self.catalog, self._active, attachment, loaded.records, lambda: self.spec.replication
+            )
             self._partner.start()
 
     def _drop_partner(self) -> None:
@@ -337,19 +339,20 @@ class Export:
                 archives=sum(1 for record in records if record.state is State.ARCHIVED),
                 unmanaged=self._housekeeping.unmanaged if active else None,
                 replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
-                handled=self._handled,
+                standing=self._partner.standing() if self._partner is not None else None,
+                handled=self._answers.handled,
             )
 
     def _standby_is_behind(self) -> bool:
         away = any(attachment.attached is None for attachment in self.attachments())
-        return away or (self._partner is not None and bool(self._partner.message))
+        return away or (self._partner is not None and bool(self._partner.halted))
 
     # -- work that may wait for a server ------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopped:
             try:
-                self._handle_request()
+                self._answers.turn(self.seen.request)
                 if self.ready:
                     self._housekeeping.turn()
             except NfsProvisionerError as error:
@@ -372,16 +375,6 @@ class Export:
         names = self.catalog.unavailable_names()
         done = self.call_each("give_up", GiveUp(record.pv, "delete", None, frozenset({State.ARCHIVED}), names))
         self.recorded(done, record.pv)
-
-    def _handle_request(self) -> None:
-        text = self.seen.request
-        if not text or (self._handled is not None and self._handled.get("request") == text):
-            return
-        answered = answer(self, text)
-        if answered is not None:
-            self._handled = answered
-            result, message = answered["result"], answered["message"]
-            self._services.on_event(self.name, f"Request{result}", f"{text}: {message}", result != "Done")
 
     def accept(self, replica: str) -> str:
         """Take this replica as it is now, on a person's word. RefusedForSafety when even that does not make it safe."""

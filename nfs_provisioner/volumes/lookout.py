@@ -59,6 +59,10 @@ class Lookout:
         if self.reconciler is not None:
             self.reconciler.finisher.look_for_leftovers()
 
+    def may_lose_everything(self, pv: str) -> bool:
+        """Whether the claim of this volume says that deleteLimit is not for it."""
+        return any(claim.delete_limit == "none" for claim in self.caches.claims.by_index(pv))
+
     def _look_at(self, key: str) -> None:
         if self.reconciler is not None:
             self.reconciler.look_at(key)

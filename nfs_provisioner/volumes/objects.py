@@ -25,6 +25,7 @@ SELECTED_NODE = "volume.kubernetes.io/selected-node"
 EXPORT_LABEL = f"{DOMAIN}/export"
 RESTORE_ARCHIVE = f"{DOMAIN}/restore-archive"
 REQUEST = f"{DOMAIN}/request"
+DELETE_LIMIT = f"{DOMAIN}/delete-limit"
 MANAGED_BY = DOMAIN
 NFS_PORT = 2049
 
@@ -35,6 +36,20 @@ _same = sys.intern
 _texts: Callable[[tuple[str, ...]], tuple[str, ...]] = functools.lru_cache(maxsize=256)(lambda texts: texts)
 _NOTHING: Mapping[str, str] = {}
 _NOT_KEPT = ("kubectl.kubernetes.io/", "pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """A claim's dataSourceRef (or dataSource): what its volume is to begin with."""
+
+    kind: str
+    name: str
+    group: str = ""  # apiGroup; empty is the core one
+    namespace: str = ""  # only a dataSourceRef has one; empty is the claim's own
+
+    def __str__(self) -> str:
+        kind = f"{self.kind}.{self.group}" if self.group else self.kind
+        return f"{kind} {self.namespace}/{self.name}" if self.namespace else f"{kind} {self.name}".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +70,9 @@ class Claim:
     resizing: str = ""  # status.allocatedResourceStatuses.storage
     access_modes: tuple[str, ...] = ()
     volume_mode: str = "Filesystem"
-    data_source: str = ""  # "Kind name" of a dataSource or dataSourceRef
+    data_source: DataSource | None = None
     attributes_class: str = ""
+    delete_limit: str = ""  # its annotation: "none" for a volume that lives by deleting
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     selector: Mapping[str, Any] | None = None
@@ -70,6 +86,14 @@ class Claim:
     def ref(self) -> ClaimRef:
         """For records."""
         return ClaimRef(self.namespace, self.name, self.uid)
+
+    @property
+    def clone_from(self) -> str:
+        """Name of the claim, in the same namespace, that it asks a copy of; empty when it asks for none."""
+        source = self.data_source
+        if source is None or (source.kind, source.group) != ("PersistentVolumeClaim", ""):
+            return ""
+        return source.name if source.namespace in ("", self.namespace) else ""
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -107,7 +131,6 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
         return None
     bound = bool(volume) and status.get("phase") == "Bound"
     capacity = (status.get("capacity") or {}).get("storage")
-    source = spec.get("dataSourceRef") or spec.get("dataSource")
     return Claim(
         namespace=_same(metadata["namespace"]),
         name=_same(metadata["name"]),
@@ -123,13 +146,19 @@ def claim_from(raw: JsonObject, provisioners: frozenset[str]) -> Claim | None:
         resizing=(status.get("allocatedResourceStatuses") or {}).get("storage", ""),
         access_modes=_texts(tuple(spec.get("accessModes") or ())),
         volume_mode=_same(spec.get("volumeMode", "Filesystem")),
-        data_source="" if not source else f"{source.get('kind', '')} {source.get('name', '')}".strip(),
+        data_source=_data_source(spec),
         attributes_class=spec.get("volumeAttributesClassName") or "",
+        delete_limit=_same(annotations.get(DELETE_LIMIT, "")),
         # Bound claims are the many: what only provisioning reads is not kept for them.
         labels=_NOTHING if bound else metadata.get("labels") or _NOTHING,
         annotations=_NOTHING if bound else annotations,
         selector=None if bound else spec.get("selector"),
     )
+
+
+def _data_source(spec: Mapping[str, Any]) -> DataSource | None:
+    source = spec.get("dataSourceRef") or spec.get("dataSource")
+    return source and DataSource(*(source.get(key) or "" for key in ("kind", "name", "apiGroup", "namespace")))
 
 
 def volume_from(raw: JsonObject, provisioners: frozenset[str]) -> Volume | None:

@@ -8,16 +8,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from nfs_provisioner.config import StorageClassSpec, parse_class, parse_pattern
 from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
 from nfs_provisioner.export.paths import ClaimNames, resolve
 from nfs_provisioner.export.records import State, VolumeRecord
-from nfs_provisioner.volumes.decisions import Situation, choose_export, frozen_policy, labels_of
+from nfs_provisioner.volumes.decisions import (
+    LOOK_AGAIN,
+    QUIET,
+    Situation,
+    choose_export,
+    frozen_policy,
+    labels_of,
+)
 from nfs_provisioner.volumes.exports import Export
-from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, JsonObject
+from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, JsonObject, Volume
 from nfs_provisioner.volumes.registry import Registry
 from nfs_provisioner.volumes.selectors import matches
 
@@ -32,6 +39,7 @@ class Plan:
     record: VolumeRecord
     storage_class: StorageClassSpec
     restore_from: str | None
+    clone_from: str | None = None  # PV
 
     @property
     def directory(self) -> str:
@@ -48,10 +56,12 @@ class Planner:
         find_class: Callable[[str], JsonObject | None],
         provisioner: str,
         *,
+        find_volume: Callable[[str], Volume | None] = lambda name: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._find_class = find_class
+        self._find_volume = find_volume
         self._provisioner = provisioner
         self._clock = clock
         self._lock = threading.Lock()
@@ -93,22 +103,56 @@ class Planner:
         export = self._registry.get(s.export) if s.export is not None else None
         if s.record is None or export is None or s.claim is None:
             return None
-        return Plan(export, s.record, self._class(s.claim.storage_class), s.record.origin)
+        return _plan(export, s.record, self._class(s.claim.storage_class))
 
     def _new(self, s: Situation, claim: Claim) -> Plan:
         storage_class = self._class(claim.storage_class)
         wanted = claim.annotations.get(RESTORE_ARCHIVE)
         if wanted:
             export, archive = self._archive(wanted, claim, storage_class)
-            record = _record(s.name, claim, storage_class, archive.pv)
+            record = replace(_record(s.name, claim, storage_class), origin=archive.pv)
+        elif claim.clone_from:
+            export, source = self._source(claim, storage_class)
+            record = replace(_record(s.name, claim, storage_class), clone_of=source.pv)
         else:
             export = self._room(claim, storage_class)
-            record = _record(s.name, claim, storage_class, None)
+            record = _record(s.name, claim, storage_class)
         try:
             export.catalog.reserve(record, limit=export.room().limit)
         except Infeasible as error:  # the other volume may go one day, and nobody tells us
             raise RetryLater(error.message, after=SLOWLY) from error
-        return Plan(export, record, storage_class, record.origin)
+        return _plan(export, record, storage_class)
+
+    def _source(self, claim: Claim, storage_class: StorageClassSpec) -> tuple[Export, VolumeRecord]:
+        """The volume that a clone is made from, on the export where the clone will be, too."""
+        wanted = f"{claim.namespace}/{claim.clone_from}"
+        for export in self._registry.all():
+            for record in export.catalog.live_of(claim.namespace, claim.clone_from):
+                volume = self._find_volume(record.pv)
+                if volume is None or volume.phase != "Bound" or volume.claim != record.claim:
+                    continue  # an earlier claim of that name: its volume is nobody's to copy
+                why = _excluded(export, claim, storage_class)
+                if why:
+                    raise Infeasible(
+                        f"claim {wanted} lies on NFSExport {export.name}, where its clone will be, but {why}"
+                    )
+                if record.requested > claim.requested:
+                    raise Infeasible(
+                        f"claim {wanted} was promised {record.requested} bytes, its clone asks for {claim.requested}; "
+                        "ask for more"
+                    )
+                choose_export(claim, storage_class, [export.room()])
+                return export, record
+        if self._registry.looking:
+            raise RetryLater("the replicas are being looked at", after=LOOK_AGAIN, reason=QUIET)
+        unread = [export.name for export in self._registry.all() if not export.ready]
+        hint = f" (not readable now: {', '.join(unread)})" if unread else ""
+        raise RetryLater(
+            f"waits for claim {wanted}, which it is to be a clone of: there is no bound volume of that claim on any "
+            f"NFSExport{hint}",
+            after=LOOK_AGAIN,
+            reason="Provisioning",
+        )
 
     def _room(self, claim: Claim, storage_class: StorageClassSpec) -> Export:
         room = choose_export(claim, storage_class, self._registry.rooms())
@@ -175,7 +219,11 @@ def _excluded(export: Export, claim: Claim, storage_class: StorageClassSpec) -> 
     return ""
 
 
-def _record(name: str, claim: Claim, storage_class: StorageClassSpec, restore_from: str | None) -> VolumeRecord:
+def _plan(export: Export, record: VolumeRecord, storage_class: StorageClassSpec) -> Plan:
+    return Plan(export, record, storage_class, record.origin, record.clone_of)
+
+
+def _record(name: str, claim: Claim, storage_class: StorageClassSpec) -> VolumeRecord:
     names = ClaimNames(claim.namespace, claim.name, claim.labels, claim.annotations)
     return VolumeRecord(
         pv=name,
@@ -186,5 +234,4 @@ def _record(name: str, claim: Claim, storage_class: StorageClassSpec, restore_fr
         requested=claim.requested,
         policy=frozen_policy(storage_class.parameters),
         storage_class=storage_class.name,
-        origin=restore_from,
     )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nfs_provisioner.config import format_quantity
+from nfs_provisioner.config import format_quantity, rough_size
 from nfs_provisioner.errors import (
     Infeasible,
     LostLeadership,
@@ -24,6 +24,7 @@ from nfs_provisioner.errors import (
 from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.paths import server_path
 from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.export.standing import CloneStanding
 from nfs_provisioner.kube.api import (
     PV,
     Api,
@@ -51,6 +52,7 @@ from nfs_provisioner.volumes.registry import Registry
 
 log = logging.getLogger(__name__)
 
+LOOK_AT_COPY = 1.0  # seconds between looks at a clone that is copied
 DECIDE = ""  # the lane of what needs no file server
 _GIVEN_UP_FROM = frozenset({State.LIVE, State.ORPHANED})
 
@@ -100,7 +102,7 @@ class Reconciler:
             look_at=self.look_at,
             failed=self._failed,
         )
-        self._planner = Planner(registry, caches.classes.get, provisioner, clock=clock)
+        self._planner = Planner(registry, caches.classes.get, provisioner, find_volume=caches.volumes.get, clock=clock)
 
     # -- what is known --------------------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Reconciler:
         if isinstance(error, Conflict):
             self._queue.retry(s.name, DECIDE)  # somebody changed it meanwhile: look again
             return
-        if error.reason != QUIET:
+        if error.reason != QUIET and self._announcer.is_news(s, error):
             self._announcer.failed(s, error)
             log.info("%s: %s", s.name, error.message)
         if isinstance(error, RetryLater) and error.after is not None:
@@ -286,6 +288,8 @@ class Reconciler:
             old = export.catalog.get(plan.restore_from)
             if old is not None:
                 export.recorded(old.advanced(state=State.DELETED, successor=s.name), plan.restore_from)
+        elif plan.clone_from is not None:
+            record = self._cloned(claim, export, wanted)
         else:
             record = export.call_each("provision", wanted)
             export.recorded(record.slim(), s.name)
@@ -293,6 +297,24 @@ class Reconciler:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(claim, s.name, export.name, record.directory, self._planner.finish(s.name))
+
+    def _cloned(self, claim: Claim, export: Export, wanted: VolumeRecord) -> VolumeRecord:
+        """The record of a clone that is copied. RetryLater while it is not: the lane is free meanwhile."""
+        standing: CloneStanding = export.call("clone", wanted)
+        if export.catalog.get(wanted.pv) != standing.record:
+            export.recorded(standing.record, wanted.pv)
+        if standing.running:
+            raise RetryLater(
+                f"copying claim {claim.namespace}/{claim.clone_from}: {standing.files} files, "
+                f"{rough_size(standing.bytes)} so far",
+                after=LOOK_AT_COPY,
+                reason="Provisioning",
+            )
+        if standing.skipped:
+            named = "; ".join(f"{path}: {why}" for path, why in standing.skipped[:3])
+            message = f"{len(standing.skipped)} entries of claim {claim.clone_from} were not carried in full: {named}"
+            self._announcer.about_claim(claim, "CloneIncomplete", message, warning=True)
+        return standing.record
 
     def _undo(self, s: Situation, export: Export) -> None:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""

@@ -14,12 +14,13 @@ from nfs_provisioner.errors import InvalidInput, RefusedForSafety
 _SHAPES = {
     "archives purge": "archives purge NAME epoch=N",
     "accept": "accept --replica NAME epoch=N",
+    "confirm-deletions": "confirm-deletions VOLUME epoch=N",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that was understood. `verb` is `archives purge` or `accept`; `name` the archive or the replica."""
+    """A request that was understood. `verb` is one of _SHAPES; `name` the archive, the replica or the volume's PV."""
 
     verb: str
     name: str
@@ -58,5 +59,7 @@ def _verb(text: str, plain: list[str]) -> tuple[str, list[str]]:
         return "accept", plain[2:]
     if plain[:1] == ["accept"] and len(plain) == 2 and plain[1].startswith("--replica="):
         return "accept", [plain[1].removeprefix("--replica=")]
+    if plain[:1] == ["confirm-deletions"]:
+        return "confirm-deletions", plain[1:]
     known = "; ".join(repr(shape) for shape in _SHAPES.values())
     raise InvalidInput(f"request {text!r} is not understood; known are {known}")

@@ -10,16 +10,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from nfs_provisioner.config import ReplicationSpec
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.replica import WORKER_COMMAND
+from nfs_provisioner.export.standing import PairStanding, VolumeStanding
 from nfs_provisioner.export.worker import LeaseEnd
 
 
 class Partner(Protocol):
-    """What brings the standby's records to the active's (`replication/mirror.py`)."""
+    """What brings the standby's records and files to the active's (`replication/driver.py`)."""
 
     def start(self) -> None:
         """Begin."""
@@ -32,14 +34,29 @@ class Partner(Protocol):
 
     @property
     def message(self) -> str:
-        """What does not go on by itself; empty when all is well."""
+        """What a person should know; empty when all is well."""
+
+    @property
+    def halted(self) -> str:
+        """Why the standby does not follow now; empty while it does."""
+
+    def standing(self) -> PairStanding:
+        """How far the standby is."""
+
+    def volume(self, pv: str) -> VolumeStanding | None:
+        """How far one volume's copy is."""
+
+    def confirm(self, pv: str) -> int:
+        """Let the deletions of this volume that wait be made, once; how many, 0 when none wait."""
 
     def acknowledged(self, pv: str) -> bool:
         """Whether the standby knows that this volume is gone."""
 
 
-#: Export's name, its catalog, active, standby, and the records that the standby holds.
-MakePartner = Callable[[str, Catalog, Attachment, Attachment, list[VolumeRecord]], Partner]
+#: Export's name, its catalog, active, standby, the records that the standby holds, and the settings as they are now.
+MakePartner = Callable[
+    [str, Catalog, Attachment, Attachment, list[VolumeRecord], Callable[[], ReplicationSpec]], Partner
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from nfs_provisioner.config import format_quantity
+from nfs_provisioner.export.standing import PairStanding
 
 JsonObject = dict[str, Any]
 
@@ -44,6 +46,7 @@ class ExportStatus:
     archives: int = 0
     unmanaged: int | None = None
     replicas: Sequence[ReplicaStatus] = ()
+    standing: PairStanding | None = None  # how far the standby is; None while it does not follow
     handled: Mapping[str, str] | None = None
 
     @property
@@ -60,14 +63,11 @@ def status_object(status: ExportStatus, before: Mapping[str, Any], now: str) -> 
     made: JsonObject = {
         "observedGeneration": status.generation,
         "phase": status.phase,
-        "conditions": [_ready(status, before, now)],
+        "conditions": _conditions(status, before, now),
         "reserved": format_quantity(status.reserved),
         "volumes": status.volumes,
         "archives": status.archives,
-        "replicas": [
-            {"name": r.name, "role": r.role, "reachable": r.reachable} | ({"message": r.message} if r.message else {})
-            for r in status.replicas
-        ],
+        "replicas": [_replica(replica, status.standing) for replica in status.replicas],
     }
     made |= {key: rounded(value) for key, value in sizes.items() if value is not None}
     if status.promotion:
@@ -79,17 +79,45 @@ def status_object(status: ExportStatus, before: Mapping[str, Any], now: str) -> 
     return made
 
 
-def _ready(status: ExportStatus, before: Mapping[str, Any], now: str) -> JsonObject:
+def _replica(replica: ReplicaStatus, standing: PairStanding | None) -> JsonObject:
+    made: JsonObject = {"name": replica.name, "role": replica.role, "reachable": replica.reachable}
+    if replica.message:
+        made["message"] = replica.message
+    if replica.role == "standby" and standing is not None and standing.last_clean is not None:
+        made["lastCleanPass"] = rfc3339(standing.last_clean)
+    return made
+
+
+def rfc3339(moment: float) -> str:
+    """Unix time as the API writes it."""
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _conditions(status: ExportStatus, before: Mapping[str, Any], now: str) -> list[JsonObject]:
     value = "True" if status.usable else "False"
-    old = next((c for c in before.get("conditions") or () if c.get("type") == "Ready"), None)
+    reason = _REASONS.get(status.phase, status.phase)
+    made = [_condition("Ready", value, reason, status.message, status.generation, before, now)]
+    if status.standing is not None:
+        waiting = status.standing.waiting
+        named = ", ".join(f"{pv} ({count})" for pv, count in waiting[:10])
+        message = f"deletions wait for confirmation on the standby: {named}" if waiting else ""
+        state, reason = ("True", "DeleteLimit") if waiting else ("False", "InSync")
+        made.append(_condition("SyncStalled", state, reason, message, status.generation, before, now))
+    return made
+
+
+def _condition(
+    kind: str, value: str, reason: str, message: str, generation: int, before: Mapping[str, Any], now: str
+) -> JsonObject:
+    old = next((c for c in before.get("conditions") or () if c.get("type") == kind), None)
     changed = old is None or old.get("status") != value
     return {
-        "type": "Ready",
+        "type": kind,
         "status": value,
-        "observedGeneration": status.generation,
+        "observedGeneration": generation,
         "lastTransitionTime": now if changed or old is None else old["lastTransitionTime"],
-        "reason": _REASONS.get(status.phase, status.phase),
-        "message": status.message[:32768],
+        "reason": reason,
+        "message": message[:32768],
     }
 
 
@@ -105,4 +133,7 @@ def urgent(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 
 def _without_counts(status: Mapping[str, Any]) -> JsonObject:
-    return {key: value for key, value in status.items() if key not in _COUNTS}
+    kept = {key: value for key, value in status.items() if key not in _COUNTS}
+    if "replicas" in kept:  # that there was a clean pass is worth a write, when it was is not
+        kept["replicas"] = [r | ({"lastCleanPass": ""} if "lastCleanPass" in r else {}) for r in kept["replicas"]]
+    return kept

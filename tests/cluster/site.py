@@ -85,9 +85,10 @@ class ExportOnDisk:
         return found
 
     def leftovers(self, replica: str = "a") -> list[str]:
-        """What should not stay: entries in work/<term>/, trash/ and lost/."""
+        """What should not stay: entries in work/<term>/, trash/ and lost/. A pair's child keeps empty ones in work/."""
         control = self.root(replica) / CONTROL
-        found = [*control.glob("work/*/*"), *control.glob("trash/*"), *control.glob("lost/*")]
+        ours = [*control.glob("work/[!s]*/*"), *control.glob("work/sync-*/*/*")]
+        found = [*ours, *control.glob("trash/*"), *control.glob("lost/*")]
         return [str(path.relative_to(control)) for path in found]
 
     def consistent(self, replica: str = "a") -> dict[str, Json]:

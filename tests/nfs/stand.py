@@ -311,9 +311,10 @@ def identity(root: Path) -> Json:
 
 
 def leftovers(root: Path) -> list[str]:
-    """What should not stay: entries of work/<term>/, trash/ and lost/."""
+    """What should not stay: entries of work/<term>/, trash/ and lost/. A pair's child keeps empty directories there."""
     control = root / CONTROL
-    found = [*control.glob("work/*/*"), *control.glob("trash/*"), *control.glob("lost/*")]
+    ours = [*control.glob("work/[!s]*/*"), *control.glob("work/sync-*/*/*")]
+    found = [*ours, *control.glob("trash/*"), *control.glob("lost/*")]
     return sorted(str(path.relative_to(control)) for path in found)
 
 

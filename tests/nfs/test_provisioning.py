@@ -266,3 +266,38 @@ def assert_both_show(served: Served, names: set[str]) -> None:
 
 def pv_names(volumes: list[Json]) -> set[str]:
     return {str(volume["metadata"]["name"]) for volume in volumes}
+
+
+def test_what_clients_write_is_read_from_the_other_server_within_the_lag_that_status_shows(
+    stand: Stand, serve: Serve
+) -> None:
+    served = serve("ab", replication={"interval": "1s"})
+    volume = stand.bind(storage_class(stand, served, "copied"))
+    directory = directory_of(volume)
+    with mount(volume) as client:
+        client.mkdir("uploads")
+        client.write("uploads/one", b"1" * 100_000)
+        client.link("uploads/one", "uploads/two")
+        client.symlink("uploads/one", "latest")
+        client.chown("uploads/one", 1000, 1000)
+        client.chmod("uploads/one", 0o640)
+        written = time.time()
+        eventually(lambda: clean_since(stand, written), "the status tells of a clean pass that began after the write")
+        assert served.read(f"{directory}/uploads/two", "b") == b"1" * 100_000
+        there = (served.roots["b"] / directory / "uploads/one").stat()
+        assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode), there.st_nlink) == (1000, 1000, 0o640, 2)
+        assert os.readlink(served.roots["b"] / directory / "latest") == "uploads/one"
+        client.rename("uploads", "done")
+        client.unlink("done/two")
+        written = time.time()
+        eventually(lambda: clean_since(stand, written), "the status tells of the next")
+    with Mount(STANDBY_HOST, served.port, PATH) as other:
+        assert other.listdir(f"/{directory}") == ["done", "latest"]
+        assert other.listdir(f"/{directory}/done") == ["one"]
+
+
+def clean_since(stand: Stand, moment: float) -> bool:
+    """Whether the lag that /api/status shows does not reach back to that moment."""
+    now = time.time()
+    lag = stand.overview("web")["lag"]
+    return lag is not None and now - lag > moment

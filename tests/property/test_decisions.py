@@ -12,7 +12,7 @@ from nfs_provisioner.errors import Infeasible, RetryLater
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
 from nfs_provisioner.volumes.decisions import Room, Situation, choose_export, decide
-from nfs_provisioner.volumes.objects import Claim, Volume
+from nfs_provisioner.volumes.objects import Claim, DataSource, Volume
 from tests.unit.volumes.situations import GI, NAME, OURS, claim, record, room, storage_class, volume
 
 THEIRS = "other.example/nfs"
@@ -31,7 +31,9 @@ claims: st.SearchStrategy[Claim] = st.builds(
     capacity=st.none() | SIZES,
     resizing=st.sampled_from(["", "ControllerResizeInProgress", "ControllerResizeInfeasible"]),
     volume_mode=st.sampled_from(["Filesystem", "Block"]),
-    data_source=st.sampled_from(["", "VolumeSnapshot s"]),
+    data_source=st.sampled_from(
+        [None, DataSource("VolumeSnapshot", "s"), DataSource("PersistentVolumeClaim", "other")]
+    ),
 )
 volumes: st.SearchStrategy[Volume] = st.builds(
     volume,

@@ -54,6 +54,8 @@ RECORDS = st.builds(
     origin=st.none() | TEXT,
     successor=st.none() | TEXT,
     manifests=st.dictionaries(TEXT, JSON, max_size=2),
+    clone_of=st.none() | TEXT,
+    copied=st.booleans(),
 )
 IDENTITIES = st.builds(
     Identity,

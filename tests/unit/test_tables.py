@@ -44,7 +44,7 @@ def export(**changes: Any) -> Json:
     made: Json = {
         "name": "web", "phase": "Ready", "message": "", "active": "a", "epoch": 1, "mirror": False,
         "capacity": 10 << 30, "available": 5 << 30, "used": 5 << 30, "reserved": 1 << 30,
-        "volumes": 2, "archives": 1, "unmanaged": 0,
+        "volumes": 2, "archives": 1, "unmanaged": 0, "lag": 12.4,
         "replicas": [
             {"name": "a", "role": "active", "reachable": True, "message": ""},
             {"name": "b", "role": "standby", "reachable": True, "message": ""},
@@ -64,6 +64,7 @@ def test_a_healthy_pair_takes_one_line() -> None:
         "web",
         "Ready",
         "a",
+        "12s",
         "5Gi",
         "1Gi",
         "10Gi",
@@ -103,7 +104,7 @@ def test_messages_are_not_taken_for_markup() -> None:
 def volume(**changes: Any) -> Json:
     made: Json = {
         "namespace": "shop", "claim": "data", "export": "web", "directory": "shop-data", "requested": 1 << 30,
-        "state": "live", "phase": "Bound", "volume": "pvc-1",
+        "state": "live", "phase": "Bound", "volume": "pvc-1", "lag": 5.0, "message": "",
     }  # fmt: skip
     return made | changes
 

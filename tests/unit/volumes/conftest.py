@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
-from nfs_provisioner.config import ExportSpec, ReplicaSpec
+from nfs_provisioner.config import ExportSpec, ReplicaSpec, ReplicationSpec
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.kube.api import Api, load
-from nfs_provisioner.replication.mirror import Mirror
+from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.replication.driver import Around, Driver
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.services import Seen, Services
 
@@ -47,6 +49,7 @@ class Ground:
     ready: list[str] = field(default_factory=list)
     events: list[tuple[str, str, str, bool]] = field(default_factory=list)
     made: list[Export] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry(auto_describe=True)))
 
     def services(self, publish: Callable[[str], None] | None = None) -> Services:
         return Services(
@@ -62,9 +65,16 @@ class Ground:
         )
 
     def _partner(
-        self, export: str, catalog: Catalog, active: Attachment, standby: Attachment, records: list[VolumeRecord]
-    ) -> Mirror:
-        return Mirror(export, catalog, active, standby, records)
+        self,
+        export: str,
+        catalog: Catalog,
+        active: Attachment,
+        standby: Attachment,
+        records: list[VolumeRecord],
+        settings: Callable[[], ReplicationSpec],
+    ) -> Driver:
+        around = Around(lease=self.lease, term=lambda: "00000001", metrics=self.metrics, settings=settings)
+        return Driver(export, catalog, active, standby, records, around)
 
     def spec(self, name: str = "web", replicas: str = "a", server: str = "192.0.2.1", **fields: Any) -> ExportSpec:
         """With a directory of its own for each replica."""

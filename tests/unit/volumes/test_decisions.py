@@ -12,7 +12,7 @@ from nfs_provisioner.config import Reserve, parse_class
 from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
 from nfs_provisioner.volumes.decisions import Situation, choose_export, decide, frozen_policy
-from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, Volume
+from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, DataSource, Volume
 from tests.unit.volumes.situations import (
     GI,
     NAME,
@@ -211,8 +211,11 @@ def test_h10_a_typo_in_archive_on_delete_is_refused(value: str) -> None:
 UNSUPPORTED = [
     ({"volume_mode": "Block"}, "Block"),
     ({"attributes_class": "gold"}, "gold"),
-    ({"data_source": "VolumeSnapshot nightly"}, "VolumeSnapshot nightly"),
-    ({"data_source": "PersistentVolumeClaim other"}, RESTORE_ARCHIVE),
+    ({"data_source": DataSource("VolumeSnapshot", "nightly")}, "VolumeSnapshot nightly"),
+    ({"data_source": DataSource("Thing", "other")}, RESTORE_ARCHIVE),
+    ({"data_source": DataSource("PersistentVolumeClaim", "c", "example.com")}, "PersistentVolumeClaim.example.com c"),
+    ({"data_source": DataSource("PersistentVolumeClaim", "c", namespace="bank")}, "bank/c"),
+    ({"data_source": DataSource("PersistentVolumeClaim", "c"), "annotations": {RESTORE_ARCHIVE: "a"}}, "one of them"),
     ({"access_modes": ("ReadWriteMany", "ReadWriteSometimes")}, "ReadWriteSometimes"),
 ]
 
@@ -221,6 +224,12 @@ UNSUPPORTED = [
 def test_h60_what_cannot_be_honoured_is_an_error_that_names_it(fields: dict[str, Any], named: str) -> None:
     decision = decide(situation(claim=claim(**fields)))
     assert isinstance(decision.error, Infeasible) and named in decision.error.message
+
+
+def test_a_claim_of_the_same_namespace_may_be_cloned() -> None:
+    asked = claim(data_source=DataSource("PersistentVolumeClaim", "other"))
+    decision = decide(situation(claim=asked))
+    assert decision.act == "provision" and decision.error is None
 
 
 @pytest.mark.parametrize("mode", ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"])

@@ -102,14 +102,35 @@ def test_a_bound_claim_is_kept_slim() -> None:
 @pytest.mark.parametrize(
     ("spec", "source"),
     [
-        ({}, ""),
+        ({}, "None"),
         ({"dataSource": {"kind": "VolumeSnapshot", "name": "s"}}, "VolumeSnapshot s"),
-        ({"dataSourceRef": {"kind": "Thing", "name": "t", "namespace": "n"}}, "Thing t"),
+        ({"dataSource": {"kind": "VolumeSnapshot", "name": "s", "apiGroup": "x.io"}}, "VolumeSnapshot.x.io s"),
+        ({"dataSourceRef": {"kind": "Thing", "name": "t", "namespace": "n"}}, "Thing n/t"),
+        ({"dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "c"}}, "PersistentVolumeClaim c"),
     ],
 )
 def test_h60_every_data_source_is_noticed(spec: dict[str, Any], source: str) -> None:
     read = claim_from(raw_claim(spec=spec), PROVISIONERS)
-    assert read is not None and read.data_source == source
+    assert read is not None and str(read.data_source) == source
+
+
+@pytest.mark.parametrize(
+    ("source", "cloned"),
+    [
+        ({"kind": "PersistentVolumeClaim", "name": "c"}, "c"),
+        ({"kind": "PersistentVolumeClaim", "name": "c", "apiGroup": None}, "c"),
+        ({"kind": "PersistentVolumeClaim", "name": "c", "apiGroup": ""}, "c"),
+        ({"kind": "PersistentVolumeClaim", "name": "c", "namespace": "shop"}, "c"),
+        ({"kind": "PersistentVolumeClaim", "name": "c", "namespace": "bank"}, ""),
+        ({"kind": "PersistentVolumeClaim", "name": "c", "apiGroup": "example.com"}, ""),
+        ({"kind": "VolumeSnapshot", "name": "c", "apiGroup": "snapshot.storage.k8s.io"}, ""),
+        ({"kind": "PersistentVolume", "name": "c"}, ""),
+    ],
+)
+@pytest.mark.parametrize("field", ["dataSource", "dataSourceRef"])
+def test_h60_only_a_claim_of_the_same_namespace_is_cloned(field: str, source: dict[str, Any], cloned: str) -> None:
+    read = claim_from(raw_claim(spec={field: source}), PROVISIONERS)
+    assert read is not None and read.clone_from == cloned
 
 
 def test_a_volume_of_ours_is_read_and_anybody_elses_is_not() -> None:

@@ -12,7 +12,7 @@ from nfs_provisioner.volumes.requests import Request, compose, parse
 NAMES = st.from_regex(r"[a-zA-Z0-9._-]{1,60}", fullmatch=True)
 
 
-@given(st.sampled_from(["accept", "archives purge"]), NAMES, st.integers(0, 10**6))
+@given(st.sampled_from(["accept", "archives purge", "confirm-deletions"]), NAMES, st.integers(0, 10**6))
 def test_what_the_command_line_writes_is_understood(verb: str, name: str, epoch: int) -> None:
     text = compose(verb, name, epoch, "2026-01-01T00:00:00.000000Z")
     assert parse(text, epoch=epoch) == Request(verb, name, epoch)
@@ -36,6 +36,7 @@ BAD = [
     ("purge old epoch=3", "not understood"),
     ("archives delete old epoch=3", "not understood"),
     ("accept b epoch=3", "not understood"),
+    ("confirm-deletions epoch=3", "confirm-deletions VOLUME epoch=N"),
     ("archives purge epoch=3", "archives purge NAME epoch=N"),
     ("archives purge one two epoch=3", "archives purge NAME epoch=N"),
     ("accept --replica epoch=3", "accept --replica NAME epoch=N"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfs_provisioner.config import parse_quantity
+from nfs_provisioner.export.standing import PairStanding
 from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus, rounded, status_object, urgent
 
 MI = 1 << 20
@@ -116,3 +117,20 @@ def test_used_is_of_the_file_system_and_never_negative(size: int, available: int
     """Whatever spec.capacity promises, what is used is what the file system has given away."""
     used = replace(READY, capacity=1, size=size, available=available).used
     assert used is not None and used >= 0
+
+
+def test_how_far_the_standby_is_stands_beside_it_and_may_wait_for_the_next_write() -> None:
+    synced = replace(READY, standing=PairStanding(lag=3.0, last_clean=1_700_000_000.0))
+    made = written(synced)
+    assert [r.get("lastCleanPass") for r in made["replicas"]] == [None, "2023-11-14T22:13:20Z"]
+    assert [(c["type"], c["status"]) for c in made["conditions"]] == [("Ready", "True"), ("SyncStalled", "False")]
+    later = written(replace(READY, standing=PairStanding(lag=3.0, last_clean=1_700_000_060.0)), made)
+    assert later != made and not urgent(made, later)
+    assert urgent(written(replace(READY, standing=PairStanding())), made), "the first clean pass is told at once"
+
+
+def test_deletions_that_wait_are_a_condition_that_names_the_volumes() -> None:
+    made = written(replace(READY, standing=PairStanding(waiting=(("pvc-1", 5000),))))
+    (condition,) = [c for c in made["conditions"] if c["type"] == "SyncStalled"]
+    assert (condition["status"], condition["reason"]) == ("True", "DeleteLimit")
+    assert "pvc-1 (5000)" in condition["message"]

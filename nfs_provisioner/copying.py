@@ -1,0 +1,133 @@
+"""`sync` and `verify`: the replication engine between two plain directories, for the command line.
+
+Progress goes to stderr, and only to a terminal; what was done goes to stdout, as a sentence or as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nfs_provisioner.config import format_quantity
+from nfs_provisioner.errors import EXIT_DONE, EXIT_FAILED
+from nfs_provisioner.replication import plain
+from nfs_provisioner.replication.passes import Counts, Result
+
+_NAMED = 20  # names printed of each kind; JSON has all that the result has
+
+
+def sync(options: argparse.Namespace) -> int:
+    """One pass. EXIT_FAILED when it was not clean: run it again, or look at what it names."""
+    with _progress(options.source) as progress:
+        result = plain.sync(
+            options.source,
+            options.target,
+            dry_run=options.dry_run,
+            allow_empty=options.allow_empty,
+            progress=progress,
+        )
+    if options.dry_run and options.output == "text":
+        for line in result.log:
+            print(_printable(line))
+    _report(options, result, _done(result.counts, "would be " if options.dry_run else ""))
+    return EXIT_DONE if result.clean or (options.dry_run and not result.errors) else EXIT_FAILED
+
+
+def verify(options: argparse.Namespace) -> int:
+    """A comparison that writes nothing. EXIT_FAILED when the two sides differ."""
+    with _progress(options.source) as progress:
+        result = plain.verify(options.source, options.target, checksum=options.checksum, progress=progress)
+    if options.output == "text":
+        for line in result.log:
+            print(_printable(line))
+    equal = result.clean and not result.log
+    _report(options, result, "the two sides are equal" if equal else "the two sides differ")
+    return EXIT_DONE if equal else EXIT_FAILED
+
+
+def _done(counts: Counts, would: str) -> str:
+    sizes = format_quantity(counts.copied_bytes) if counts.copied_bytes else "0"
+    return (
+        f"{counts.entries} entries: {counts.copied_files} files ({sizes} bytes) {would}copied, "
+        f"{counts.mended} {would}mended, {counts.renamed} {would}renamed, {counts.deleted} {would}deleted"
+    )
+
+
+def _report(options: argparse.Namespace, result: Result, sentence: str) -> None:
+    if options.output == "json":
+        found = dataclasses.asdict(result)
+        found.pop("directories")
+        found["deferred"] = sorted(result.deferred)
+        print(json.dumps({key: _named(value) for key, value in found.items()}, indent=2))
+        return
+    print(sentence)
+    for what, paths in (
+        ("unstable (changed during every attempt to copy it)", result.unstable),
+        ("skipped", [f"{path}: {why}" for path, why in result.skipped]),
+        ("failed", [f"{path}: {why}" for path, why in result.errors]),
+        ("same size and times, other content (kept on both sides)", result.different),
+        ("deletion put off: its directory changes; the next run looks again", sorted(result.deferred)),
+    ):
+        for path in list(paths)[:_NAMED]:
+            print(f"{what}: {_printable(path)}", file=sys.stderr)
+        if len(paths) > _NAMED:
+            print(f"{what}: {len(paths) - _NAMED} more", file=sys.stderr)
+    if result.waiting:
+        print(f"{result.waiting} deletions wait: more than the limit allows", file=sys.stderr)
+
+
+def _named(value: Any) -> Any:
+    """Names that are not UTF-8 as JSON can hold them."""
+    if isinstance(value, str):
+        return _printable(value)
+    if isinstance(value, list | tuple):
+        return [_named(one) for one in value]
+    return value
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+
+
+@contextmanager
+def _progress(source: str) -> Iterator[Callable[[Counts], None]]:
+    """A bar on a terminal. The number of entries is counted meanwhile: until it is known, nothing is promised."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda counts: None
+        return
+    columns = (
+        TextColumn("{task.fields[files]} files, {task.fields[size]}, {task.fields[rate]}/s"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=None, files=0, size="0", rate="0")
+        threading.Thread(target=lambda: bars.update(bar, total=_entries(source)), daemon=True).start()
+        began = time.monotonic()
+
+        def show(counts: Counts) -> None:
+            rate = int(counts.copied_bytes / max(time.monotonic() - began, 0.1))
+            size = format_quantity(counts.copied_bytes // 1024 * 1024)
+            bars.update(bar, completed=counts.entries, files=counts.files, size=size, rate=format_quantity(rate))
+
+        yield show
+
+
+def _entries(source: str) -> int:
+    found = 0
+    for _, directories, files in os.walk(source):
+        found += len(directories) + len(files)
+    return found

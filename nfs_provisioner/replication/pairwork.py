@@ -1,0 +1,400 @@
+"""The child process of a pair: makes the passes over its volumes, with both roots open.
+
+Requests come as (operation, argument) over socket pairs, one at a time on each, as in `export/worker.py`; while a pass
+is under way the child may ask its parent to raise the active's seq. Writes on the standby only: in its own directory
+below work/, in trash/ and sync/, and through the engine in the volume's directory. Invariant: before the first write
+of a pass both sides were proven, the active's seq was raised, and the pass is noted on disk; the note goes, and the
+base comes, only when the engine says that the copy is clean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from nfs_provisioner import memory
+from nfs_provisioner.errors import RefusedForSafety, RetryLater
+from nfs_provisioner.export import filesystem as fs
+from nfs_provisioner.export import kept, syncrecord
+from nfs_provisioner.export.paths import record_file_name
+from nfs_provisioner.export.records import VolumeRecord
+from nfs_provisioner.export.syncrecord import Base, SyncRecord, UnderWay
+from nfs_provisioner.export.worker import LeaseEnd, die_with_parent, pack_error, unpack_error
+from nfs_provisioner.replication.entries import DirectoryId, Holds
+from nfs_provisioner.replication.hints import tell
+from nfs_provisioner.replication.holds import probe
+from nfs_provisioner.replication.pair import may_delete
+from nfs_provisioner.replication.pairtalk import ROLLED_BACK, SHOWN, Beat, Expected, Found, Report, Request
+from nfs_provisioner.replication.passes import Job, Result, run_pass
+from nfs_provisioner.replication.sides import Side, prove
+from nfs_provisioner.replication.watcher import Watcher
+
+_READERS = 16
+_LOCAL_THREADS = 4
+_THREADS = 32
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class PairWorker:
+    """The operations. `open` comes first."""
+
+    def __init__(self, active: str, standby: str, lease: LeaseEnd, beat: Beat) -> None:
+        self._paths = active, standby
+        self._lease = lease
+        self.beat = beat
+        self._sides: tuple[Side, Side] | None = None
+        self._expected: Expected | None = None
+        self._staging_name = ""
+
+    def open(self, expected: Expected, term: str, slot: int) -> Found:
+        """Open and prove both roots, take over from an earlier child, and read how far the copies are."""
+        if self._sides is not None:
+            raise RefusedForSafety("the pair is open already")
+        self._lease.check()
+        active = Side(self._paths[0])
+        try:
+            standby = Side(self._paths[1])
+        except OSError:
+            active.close()
+            raise
+        try:
+            self.beat.bump(slot)
+            prove(active, standby, expected)
+            self._take_over(standby, term)
+        except BaseException:
+            active.close()
+            standby.close()
+            raise
+        self._sides, self._expected = (active, standby), expected
+        lacks = tuple(field.name for field in fields(Holds) if not getattr(self.holds, field.name))
+        return Found(active.local and standby.local, expected.active.promotion, self._read_all(slot), lacks)
+
+    def _take_over(self, standby: Side, term: str) -> None:
+        """Sweep what an earlier child left, and make our own directory in work/: only this child writes now."""
+        control = standby.control
+        self.works, self.trash, self.sync = (os.open(n, _DIRECTORY, dir_fd=control) for n in ("work", "trash", "sync"))
+        for old in filter(kept.is_staging, os.listdir(self.works)):
+            kept.sweep(self.works, self.trash, old)
+        self._staging_name = f"{kept.STAGING}{term}-{os.urandom(6).hex()}"
+        os.mkdir(self._staging_name, 0o700, dir_fd=self.works)
+        self.staging = os.open(self._staging_name, _DIRECTORY, dir_fd=self.works)
+        self.holds = probe(self.staging)
+
+    def close(self) -> None:
+        """Give the descriptors back. Not while a pass is under way."""
+        if self._sides is not None:
+            for side in self._sides:
+                side.close()
+            for fd in (self.works, self.trash, self.sync, self.staging):
+                os.close(fd)
+            self._sides = None
+
+    def _read_all(self, slot: int) -> dict[str, SyncRecord]:
+        def read(name: str) -> SyncRecord:
+            self.beat.bump(slot)
+            found = syncrecord.decode_sync(fs.read_file(self.sync, name))
+            return replace(found, missed=(), unstable=())
+
+        names = [n for n in os.listdir(self.sync) if n.endswith(".json") and not n.endswith(".dirs.json")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            return dict(zip(names, pool.map(read, names), strict=True))
+
+    @contextlib.contextmanager
+    def active_volume(self, pv: str) -> Iterator[int]:
+        """A volume's directory on the active side, to be watched."""
+        if self._sides is None:
+            raise RetryLater("the pair is not open yet")
+        active = self._sides[0]
+        with active.volume(active.record(pv)) as directory:
+            yield directory
+
+    def guard(self) -> None:
+        """Before each step: the lease still holds, and no newer worker of the standby has taken over."""
+        self._lease.check()
+        if not fs.exists(self.works, self._staging_name):
+            raise RetryLater(f"{self._paths[1]}: a newer worker took this replica over")
+
+    def run(self, request: Request, slot: int, raise_seq: Callable[[], int]) -> Report:
+        """One pass. Raises what ended it."""
+        if self._sides is None or self._expected is None:
+            raise RetryLater("the pair is not open yet")
+        self.guard()
+        prove(*self._sides, self._expected)
+        active, standby = self._sides
+        mine, theirs = active.record(request.pv), standby.record(request.pv)
+        if (mine.rev, mine.directory, mine.tree) != (theirs.rev, theirs.directory, theirs.tree):
+            raise RetryLater(f"{request.pv}: the standby has not followed its record yet")
+        if mine.rev != request.rev:
+            raise RetryLater(f"{request.pv}: its record changed meanwhile")
+        with active.volume(mine) as source, standby.volume(theirs) as target, self._workplace(slot) as workplace:
+            made = _Pass(self, request, (mine, theirs), workplace, slot, raise_seq)
+            return made.make(source, target)
+
+    @contextlib.contextmanager
+    def _workplace(self, slot: int) -> Iterator[_Workplace]:
+        """The slot's own two directories: they stay, so that a pass that finds nothing writes nothing."""
+        stage, spare = f"stage-{slot}", f"spare-{slot}"
+        for name in (stage, spare):
+            fs.make_directory(self.staging, name, 0o700)
+        with fs.opened(self.staging, stage) as staging, fs.opened(self.staging, spare) as keeping:
+            for left in os.listdir(staging):  # of a pass that failed
+                fs.remove_tree(staging, left)
+            workplace = _Workplace(staging, keeping, spare)
+            try:
+                yield workplace
+            finally:
+                if workplace.kept_as:
+                    kept.keep(self.staging, workplace.kept_as, self.trash)
+
+    def prove(self, records: tuple[VolumeRecord, VolumeRecord]) -> int:
+        """Both sides and the volume's directories, anew; the active's seq."""
+        assert self._sides is not None and self._expected is not None
+        self.guard()
+        seq = prove(*self._sides, self._expected).seq
+        for side, record in zip(self._sides, records, strict=True):
+            side.still_there(record)
+        return seq
+
+    @property
+    def local(self) -> bool:
+        """Whether both sides are disks of this machine."""
+        assert self._sides is not None
+        return all(side.local for side in self._sides)
+
+    @property
+    def promotion(self) -> str:
+        """Of the active side, as it was proven."""
+        assert self._expected is not None
+        return self._expected.active.promotion
+
+    def write(self, name: str, data: bytes) -> None:
+        """A file in sync/, durably."""
+        self.guard()
+        staged = fs.StagedFile(self.staging, f"{name[:200]}.{os.urandom(4).hex()}", data)
+        staged.sync()
+        staged.publish(self.sync, name)
+        os.fsync(self.sync)
+
+
+@dataclass(slots=True)
+class _Workplace:
+    staging: int
+    keeping: int
+    spare: str
+    kept_as: str = ""
+
+
+class _Pass:
+    """One pass over one volume: its records on the standby, and what comes before its first write."""
+
+    def __init__(
+        self,
+        worker: PairWorker,
+        request: Request,
+        records: tuple[VolumeRecord, VolumeRecord],
+        workplace: _Workplace,
+        slot: int,
+        raise_seq: Callable[[], int],
+    ) -> None:
+        self._worker, self._request, self._records, self._workplace = worker, request, records, workplace
+        self._raise_seq = raise_seq
+        self._slot = slot
+        self._stem = record_file_name(request.pv).removesuffix(".json")
+        self._before = syncrecord.decode_sync(fs.read_file(worker.sync, f"{self._stem}.json"))
+        base = self._before.base
+        self._base = base if base is not None and base.promotion == worker.promotion else None
+        self._seq = worker.prove(records)
+        if self._base is not None and self._before.seq > self._seq:
+            raise RefusedForSafety(
+                f"the standby's copy of {request.pv} has seen seq {self._before.seq} of the active side, which says "
+                f"{self._seq}: it was rolled back (restored from a backup or a snapshot?); nothing is copied from it",
+                reason=ROLLED_BACK,
+            )
+        self._walking = False
+        self._written = False
+        self._lock = threading.Lock()
+
+    def make(self, source: int, target: int) -> Report:
+        """Compare and copy; then say how far the copy is."""
+        request, as_of = self._request, None if self._base is None else self._base.as_of
+        directories: dict[str, DirectoryId] = {}
+        if as_of is not None:
+            directories = syncrecord.decode_directories(
+                fs.read_file(self._worker.sync, f"{self._stem}.dirs.json", limit=1 << 30), as_of
+            )
+        result = run_pass(
+            Job(
+                source=source,
+                target=target,
+                staging=self._workplace.staging,
+                trash=self._workplace.keeping,
+                base=as_of,
+                holds=self._worker.holds,
+                missed=frozenset(self._before.missed),
+                directories=directories,
+                only=request.only,
+                delete_limit=self._may_delete,
+                threads=_LOCAL_THREADS if self._worker.local else _THREADS,
+                guard=self._guard,
+                prove=self._prove,
+                clock=None if self._request.clock is None else self._source_time,
+                one_clock=self._worker.local,
+                progress=lambda _counts: self._worker.beat.bump(self._slot),
+            )
+        )
+        self._worker.beat.bump(self._slot)
+        self._finish(result, directories)
+        return _report(result)
+
+    def _may_delete(self, deletions: int, entries: int) -> bool:
+        limit = self._request.delete_limit
+        return limit is None or may_delete(deletions, entries, limit, self._request.allowed)
+
+    def _source_time(self) -> int:
+        assert self._request.clock is not None
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._request.clock
+
+    def _prove(self) -> None:
+        """At the beginning, and again before the first deletion."""
+        self._worker.beat.bump(self._slot)
+        self._worker.prove(self._records)
+        self._walking = True
+
+    def _guard(self) -> None:
+        """Before each step. Once the engine walks, it asks for the first time when it is about to write."""
+        self._worker.guard()
+        if self._walking and not self._written:
+            with self._lock:
+                if not self._written:
+                    self._begin_to_write()
+                    self._written = True
+
+    def _begin_to_write(self) -> None:
+        worker = self._worker
+        worker.beat.bump(self._slot)
+        worker.prove(self._records)
+        self._seq = self._raise_seq()
+        worker.beat.bump(self._slot)
+        self._note(replace(self._before, under_way=UnderWay(self._seq, time.time_ns())))
+        name = kept.kept_name(self._request.pv, time.time())
+        if fs.exists(worker.staging, name) or fs.exists(worker.trash, name):
+            name = f"{name}~{os.urandom(4).hex()}"
+        os.rename(self._workplace.spare, name, src_dir_fd=worker.staging, dst_dir_fd=worker.staging)
+        self._workplace.kept_as = name
+
+    def _note(self, record: SyncRecord) -> None:
+        if record != self._before:
+            self._worker.write(f"{self._stem}.json", syncrecord.encode_sync(record))
+            self._before = record
+
+    def _finish(self, result: Result, directories: dict[str, DirectoryId]) -> None:
+        base = self._before.base
+        whole = result.clean and self._request.only is None
+        if whole and (self._written or self._outdated(result)):
+            base = Base(self._worker.promotion, self._seq, result.began, self._request.rev)
+            index = dict(result.directories)
+            if index or directories:
+                data = syncrecord.encode_directories(result.began, index)
+                self._worker.write(f"{self._stem}.dirs.json", data)
+        self._note(
+            SyncRecord(
+                base=base,
+                under_way=None if result.clean else self._before.under_way,
+                missed=tuple(sorted(result.deferred)),
+                unstable=tuple(result.unstable),
+                waiting=result.waiting,
+            )
+        )
+
+    def _outdated(self, result: Result) -> bool:
+        """Whether what stands there is worth a write although nothing was copied."""
+        base = self._base
+        if base is None or base.rev != self._request.rev or self._before.under_way is not None:
+            return True
+        return bool(result.began - base.as_of > self._request.refresh * 1e9)
+
+
+def _report(result: Result) -> Report:
+    return Report(
+        clean=result.clean,
+        began=result.began,
+        copied_files=result.counts.copied_files,
+        copied_bytes=result.counts.copied_bytes,
+        deleted=result.counts.deleted,
+        usage_bytes=result.counts.usage_bytes,
+        usage_inodes=result.counts.usage_inodes,
+        unstable=tuple(result.unstable[:SHOWN]),
+        skipped=tuple(result.skipped[:SHOWN]),
+        errors=tuple(result.errors[:SHOWN]),
+        unstable_count=len(result.unstable),
+        skipped_count=len(result.skipped),
+        deferred=len(result.deferred),
+        waiting=result.waiting,
+    )
+
+
+def serve(connection: Connection, worker: PairWorker, slot: int) -> None:
+    """Answer the requests of one connection until the parent closes it or dies."""
+
+    def raise_seq() -> int:
+        connection.send(("raise_seq", None, None))
+        seq, packed = connection.recv()
+        if packed is not None:
+            raise unpack_error(packed)
+        return int(seq)
+
+    while True:
+        try:
+            operation, arguments = connection.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+        result: Any = None
+        packed = None
+        try:
+            if operation == "open":
+                result = worker.open(arguments[0], arguments[1], slot)
+            else:
+                result = worker.run(arguments[0], slot, raise_seq)
+        except EOFError:  # the parent went while it was asked
+            os._exit(0)
+        except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the parent must hear of it
+            packed = pack_error(error, "passing")
+        try:
+            connection.send(("done", result, packed))
+        except OSError:
+            os._exit(0)
+
+
+def main() -> None:
+    """Entry point: pairwork.py SOCKET_FD,SOCKET_FD,... LEASE_FD BEAT_FD ACTIVE STANDBY."""
+    sockets, lease, beat, active, standby = sys.argv[1:]
+    die_with_parent()
+    memory.one_arena()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.umask(0)
+    os.nice(5)  # claims come first
+    worker = PairWorker(active, standby, LeaseEnd(int(lease)), Beat(int(beat)))
+    first, *others, hints = [Connection(int(fd)) for fd in sockets.split(",")]
+    try:
+        watcher = Watcher()
+        threading.Thread(target=tell, args=(hints, worker.active_volume, watcher), daemon=True).start()
+    except OSError as error:  # fs.inotify.max_user_instances; the comparisons do without
+        print(f"pair: file-system events cannot be had: {error}", file=sys.stderr, flush=True)
+        hints.close()
+    for slot, connection in enumerate(others, start=1):
+        threading.Thread(target=serve, args=(connection, worker, slot), daemon=True).start()
+    serve(first, worker, 0)
+
+
+if __name__ == "__main__":
+    main()

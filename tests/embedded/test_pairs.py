@@ -1,0 +1,237 @@
+"""A pair at work: what tenants write arrives on the standby, and everybody can see how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.kube.api import NFS_EXPORT, PVC
+from tests.embedded.site import Controller, Site
+
+Json = dict[str, Any]
+
+
+class Pair(Site):
+    """Export `web` with replicas a and b."""
+
+    def replica(self, name: str) -> Json:
+        root = self.mount_root / "web" / name
+        root.mkdir(parents=True, exist_ok=True)
+        return {"name": name, "server": f"192.0.2.{ord(name)}", "path": "/srv/nfs", "mountPath": str(root)}
+
+    def make_pair(self, **replication: str) -> None:
+        replicas = [self.replica("a"), self.replica("b")]
+        self.make_export(replicas=replicas, address="nfs.example.net", replication={"interval": "1s", **replication})
+
+    def on(self, replica: str, pv: str) -> Path:
+        """The volume's directory there."""
+        return self.mount_root / "web" / replica / self.directory_of(pv).name
+
+    def copied(self, pv: str) -> list[str]:
+        """What the standby's copy has."""
+        place = self.on("b", pv)
+        return sorted(os.listdir(place)) if place.exists() else []
+
+    def arrives(self, pv: str, name: str, text: str) -> None:
+        file = self.on("b", pv) / name
+        self.until(lambda: file.exists() and file.read_text() == text, f"{name} did not arrive on the standby")
+
+    def standby(self) -> Json:
+        found: list[Json] = self.export_status("web").get("replicas", [])
+        return next((replica for replica in found if replica["role"] == "standby"), {})
+
+    def condition(self, kind: str) -> str:
+        found: list[Json] = self.export_status("web").get("conditions", [])
+        return next((str(c["status"]) for c in found if c["type"] == kind), "")
+
+
+def seen(controller: Controller) -> Json:
+    """What /api/status says; nothing yet, while nobody leads."""
+    code, found = controller.daemon.status()
+    return found if code == 200 and found["exports"] else {"exports": [{"lag": None}], "volumes": []}
+
+
+def scrape(controller: Controller) -> dict[str, float]:
+    lines = controller.daemon.metrics.render().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+@pytest.fixture
+def site(embedded_api: EmbeddedApiServer, tmp_path: Path) -> Pair:
+    made = Pair(embedded_api, tmp_path)
+    made.make_class()
+    return made
+
+
+def test_a_file_arrives_on_the_standby_and_the_lag_is_seen(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    with site.controller() as controller:
+        pv = site.bound("data")
+        (site.on("a", pv) / "file").write_text("data")
+        site.arrives(pv, "file", "data")
+        site.until(lambda: seen(controller)["exports"][0]["lag"] is not None, "no lag is seen")
+        (row,) = seen(controller)["volumes"]
+        assert 0 <= row["lag"] < 20 and row["waiting"] == 0 and row["lastCleanPass"]
+        site.until(lambda: site.standby().get("lastCleanPass"), "status has no lastCleanPass")
+        site.export_ready("web")
+        assert site.condition("SyncStalled") == "False"
+        levels = scrape(controller)
+        assert levels['nfs_provisioner_replication_lag_seconds{export="web"}'] < 20
+        assert levels['nfs_provisioner_replication_passes_total{export="web",result="clean"}'] >= 1
+        assert levels['nfs_provisioner_replication_copied_files_total{export="web"}'] == 1
+        (site.on("a", pv) / "file").write_text("newer")
+        site.arrives(pv, "file", "newer")
+        (site.on("a", pv) / "file").unlink()
+        site.until(lambda: not (site.on("b", pv) / "file").exists(), "the deletion did not arrive")
+
+
+def test_a_second_replica_added_to_a_living_export_is_filled(site: Pair) -> None:
+    site.make_export(replicas=[site.replica("a")], address="nfs.example.net", replication={"interval": "1s"})
+    site.claim("data")
+    with site.controller() as controller:
+        pv = site.bound("data")
+        (site.on("a", pv) / "file").write_text("data")
+        site.claim("old")
+        old = site.bound("old")
+        (site.on("a", old) / "file").write_text("archived")
+        site.delete_claim("old")
+        site.gone(old)
+        replicas = [site.replica("a"), site.replica("b")]
+        site.api.patch(NFS_EXPORT, "web", {"spec": {"replicas": replicas}})
+        site.arrives(pv, "file", "data")
+        site.until(lambda: (site.on("b", old) / "file").exists(), "the archive did not arrive")
+        site.until(lambda: seen(controller)["exports"][0]["lag"] is not None, "no lag is seen")
+        assert seen(controller)["exports"][0]["phase"] == "Ready"
+
+
+def test_what_a_restarted_controller_knows_of_the_standby(site: Pair) -> None:
+    site.make_pair(interval="1h", maxLag="2h")
+    site.claim("data")
+    with site.controller() as controller:
+        pv = site.bound("data")
+        site.until(lambda: seen(controller)["exports"][0]["lag"] is not None, "no lag is seen")
+    (site.on("a", pv) / "file").write_text("later")
+    with site.controller() as controller:
+        site.until(lambda: seen(controller)["exports"][0]["lag"] is not None, "the copy is forgotten")
+        assert scrape(controller).get('nfs_provisioner_replication_passes_total{export="web",result="clean"}') is None
+
+
+def test_too_many_deletions_wait_until_they_are_confirmed(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    with site.controller() as controller:
+        pv = site.bound("data")
+        for number in range(1100):
+            (site.on("a", pv) / f"f{number}").touch()
+        site.until(lambda: len(site.copied(pv)) == 1100, "the files did not arrive")
+        for number in range(1100):
+            (site.on("a", pv) / f"f{number}").unlink()
+        site.until(lambda: site.condition("SyncStalled") == "True", "nobody is told that deletions wait")
+        (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
+        assert f"confirm-deletions web {pv}" in message and "1100" in message
+        assert len(site.copied(pv)) == 1100
+        (site.on("a", pv) / "copied").write_text("meanwhile")
+        site.arrives(pv, "copied", "meanwhile")
+        request = f"confirm-deletions {pv} epoch=1 at=now"
+        site.api.patch(NFS_EXPORT, "web", {"metadata": {"annotations": {"nfs-provisioner.io/request": request}}})
+        site.until(lambda: site.copied(pv) == ["copied"], "the deletions were not made")
+        site.until(lambda: site.condition("SyncStalled") == "False", "it is still said to be stalled")
+        assert site.export_status("web")["lastHandledRequest"]["result"] == "Done"
+        site.until(lambda: seen(controller)["volumes"][0]["waiting"] == 0, "they still wait")
+
+
+def test_a_claim_that_lives_by_deleting_says_so(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        annotation = {"metadata": {"annotations": {"nfs-provisioner.io/delete-limit": "none"}}}
+        site.api.patch(PVC, "data", annotation, namespace="shop")
+        for number in range(1100):
+            (site.on("a", pv) / f"f{number}").touch()
+        site.until(lambda: len(site.copied(pv)) == 1100, "the files did not arrive")
+        for number in range(1100):
+            (site.on("a", pv) / f"f{number}").unlink()
+        site.until(lambda: site.copied(pv) == [], "the deletions were not made")
+        assert site.events("SyncStalled") == []
+
+
+def test_h21_sides_that_changed_places_while_nobody_looked_are_not_written(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        (site.on("a", pv) / "file").write_text("old")
+        site.arrives(pv, "file", "old")
+    directory = site.directory_of(pv).name
+    root = site.mount_root / "web"
+    (root / "a" / directory / "file").write_text("new")
+    (root / "a").rename(root / "x")
+    (root / "b").rename(root / "a")
+    (root / "x").rename(root / "b")
+    with site.controller():
+        site.until(lambda: site.export_status("web").get("phase") == "Halted", "swapped sides are not noticed")
+        assert (root / "b" / directory / "file").read_text() == "new"
+        assert (root / "a" / directory / "file").read_text() == "old"
+
+
+def test_h20_a_source_that_vanishes_under_the_controller_leaves_the_standby(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        directory = site.directory_of(pv).name
+        (site.on("a", pv) / "file").write_text("data")
+        site.arrives(pv, "file", "data")
+        root = site.mount_root / "web"
+        (root / "a").rename(root / "unplugged")
+        (root / "a").mkdir()
+        site.until(lambda: site.export_status("web").get("phase") in ("Halted", "Degraded"), "it is not noticed")
+        assert (root / "b" / directory / "file").read_text() == "data"
+        (root / "a").rmdir()
+        (root / "unplugged").rename(root / "a")
+        (root / "a" / directory / "file").write_text("goes on")
+        site.arrives(pv, "file", "goes on")
+
+
+def test_h21_a_standby_that_somebody_promoted_meanwhile_stops_the_pair(site: Pair) -> None:
+    """In place, under the open descriptors: only the proof of the next pass can tell."""
+    site.make_pair()
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        (site.on("a", pv) / "file").write_text("old")
+        site.arrives(pv, "file", "old")
+        file = site.mount_root / "web" / "b" / ".nfs-provisioner" / "export.json"
+        found = json.loads(file.read_bytes())
+        file.write_text(json.dumps(found | {"epoch": 2, "promotion": "theirs", "active": "b"}))
+        (site.on("a", pv) / "file").write_text("newer")
+        site.until(lambda: site.export_status("web").get("phase") == "Diverged", "nobody notices")
+        assert (site.on("b", pv) / "file").read_text() == "old"
+
+
+def test_events_bring_a_change_long_before_the_next_comparison(site: Pair) -> None:
+    site.make_pair(interval="1h", maxLag="2h")
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        there = site.on("a", pv)
+        site.until(lambda: site.standby().get("lastCleanPass"), "the first pass did not end")
+        (there / "sub").mkdir()
+        (there / "sub" / "file").write_text("data")
+        site.arrives(pv, "sub/file", "data")
+        (there / "sub").rename(there / "moved")
+        site.arrives(pv, "moved/file", "data")
+        site.until(lambda: site.copied(pv) == ["moved"], "the old name stayed")
+        (there / "moved" / "file").write_text("newer")
+        site.arrives(pv, "moved/file", "newer")
+        site.claim("later")
+        later = site.bound("later")
+        (site.on("a", later) / "file").write_text("data")
+        site.arrives(later, "file", "data")
