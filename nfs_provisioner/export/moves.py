@@ -271,6 +271,8 @@ def recover(store: Store, loaded: Iterable[VolumeRecord]) -> tuple[list[VolumeRe
     problems: list[str] = []
     loaded = list(loaded)
     names = [r.directory for r in loaded if r.holds_directory]
+    # Of two moves to one target, the one that landed before the end: the other must not take it for its own mkdir.
+    names += [r.target for r in loaded if r.target and r.inode and fs.inode_at(store.root, r.target) == r.inode]
     for slim in loaded:
         record = slim
         if (slim.state in MOVING and slim.target is not None) or slim.state is State.RESTORING:

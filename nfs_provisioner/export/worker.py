@@ -41,6 +41,7 @@ Outcome = VolumeRecord | NfsProvisionerError
 _THREADS = 8  # requests at once where each call is a round trip
 _LOCAL_THREADS = 2  # and where it is not: more only get in each other's way
 _READERS = 16
+_STEP = 16  # records that are finished in step
 _PR_SET_PDEATHSIG = 1
 _ERRORS: dict[str, type[NfsProvisionerError]] = {
     error.__name__: error for error in (RetryLater, Infeasible, RefusedForSafety, LostLeadership)
@@ -163,7 +164,11 @@ class Worker:
 
     def make_live(self, pvs: list[str]) -> list[Outcome]:
         """Finish the records of volumes that have their PVs; for each its record, or what is wrong with it."""
-        return self._outcomes(run_together([self.store.making_live(pv) for pv in pvs]))
+        results: list[Outcome] = []
+        for start in range(0, len(pvs), _STEP):  # on a slow disk, a try that does not end in time has got somewhere
+            some = pvs[start : start + _STEP]
+            results += self._outcomes(run_together([self.store.making_live(pv) for pv in some]))
+        return results
 
     def give_up(self, wanted: list[moves.GiveUp]) -> list[Outcome]:
         """Archive, delete or retain; what was deleted is removed in the background."""

@@ -230,4 +230,7 @@ class Reflector(Generic[T]):
 
     def _tell(self, change: Change[T] | None) -> None:
         if change is not None:
-            self._on_change(*change)
+            try:
+                self._on_change(*change)
+            except Exception:  # the last resort: a reflector that ended would blind the controller to all others
+                logger.exception("%s: %s: unexpected error of who is told; going on", self.name, change[0])

@@ -72,22 +72,22 @@ class Finisher:
         if export is None:
             return
         with self._lock:
-            waiting = set(self._with_volume.get(export.name, ()))
+            waiting = self._with_volume.pop(export.name, set())
         try:
             self._check()
-            self._make_live(export)
-        except LostLeadership:
-            raise
-        except NfsProvisionerError as error:
-            log.info("export %s: %s", export.name, error.message)
+            self._make_live(export, waiting)
+        except BaseException as error:
             with self._lock:
                 self._with_volume.setdefault(export.name, set()).update(waiting)
+            if isinstance(error, LostLeadership) or not isinstance(error, NfsProvisionerError):
+                raise
+            log.info("export %s: %s", export.name, error.message)
             self._queue.retry(key, lane, low=True)
+            return
+        self._queue.forget(key)
 
-    def _make_live(self, export: Export) -> None:
-        """Finish the records of all volumes of this export that have their PVs, in one request (and one sync)."""
-        with self._lock:
-            waiting = self._with_volume.pop(export.name, set())
+    def _make_live(self, export: Export, waiting: set[str]) -> None:
+        """Finish the records of volumes that have their PVs, many in one request."""
         names = [name for name in waiting if self._may_live(export, name)]
         for start in range(0, len(names), MOST_AT_ONCE):
             batch = names[start : start + MOST_AT_ONCE]
@@ -136,6 +136,7 @@ class Finisher:
                 log.info("export %s: %s: %s", export.name if export else "", record.pv, error.message)
                 self._queue.retry(key, lane, low=True)
                 return
+        self._queue.forget(key)
 
 
 def _same_place(export: Export, volume: Volume, record: VolumeRecord) -> None:

@@ -24,19 +24,22 @@ class VolumeWriter:
         self._api = api
         self._cache = cache
         self._check = check
-        self._let_go: set[str] = set()  # uids of PVs whose finalizer was taken off, until the watch says they went
+        self._let_go: dict[str, int] = {}  # uid of a PV whose finalizer was taken off -> its version after that
 
     def as_left(self, volume: Volume) -> Volume:
         """What the cache says of a PV, with what was done to it here and the watch has not brought yet: else each
         echo of an earlier step would take the finalizer off once more."""
-        if not volume.owned:
-            self._let_go.discard(volume.uid)  # the watch has brought it
+        released = self._let_go.get(volume.uid)
+        if released is None:
             return volume
-        return replace(volume, owned=False) if volume.uid in self._let_go else volume
+        if not volume.owned or int(volume.version) > released:  # the watch has brought it, or somebody put it back
+            self._let_go.pop(volume.uid, None)
+            return volume
+        return replace(volume, owned=False)
 
     def went(self, volume: Volume) -> None:
         """The PV vanished."""
-        self._let_go.discard(volume.uid)
+        self._let_go.pop(volume.uid, None)
 
     def post(self, name: str, manifest: JsonObject) -> None:
         """POST the PV; one that is there already must be ours for this very claim."""
@@ -78,7 +81,7 @@ class VolumeWriter:
         body["metadata"]["resourceVersion"] = volume.version
         with contextlib.suppress(NotFound):
             self._cache.put(self._api.patch(PV, volume.name, body, kind="strategic"))
-            self._let_go.discard(volume.uid)
+            self._let_go.pop(volume.uid, None)
 
     def release(self, volume: Volume) -> None:
         """Take our finalizer off, if it is on."""
@@ -86,5 +89,12 @@ class VolumeWriter:
             return
         self._check()
         with contextlib.suppress(NotFound):
-            self._api.patch(PV, volume.name, finalizer_patch(volume.uid, add=False), kind="strategic")
-            self._let_go.add(volume.uid)
+            # Noted before: the watch may be faster than the answer, and then the PV must not be remembered.
+            self._let_go[volume.uid] = int(volume.version)
+            try:
+                made = self._api.patch(PV, volume.name, finalizer_patch(volume.uid, add=False), kind="strategic")
+            except BaseException:
+                self._let_go.pop(volume.uid, None)
+                raise
+            if volume.uid in self._let_go:
+                self._let_go[volume.uid] = int(made["metadata"]["resourceVersion"])

@@ -801,3 +801,22 @@ def test_h38_a_root_that_is_mounted_over_is_noticed(world: World) -> None:
         store.space()
     world.root.rmdir()
     (world.root.parent / "away").rename(world.root)
+
+
+def test_h09_of_two_moves_to_one_target_the_second_does_not_take_the_first_for_its_own(world: World) -> None:
+    """Cut off between the first one's rename and its record, and met in the other order."""
+    store = world.start()
+    records = []
+    for pv, directory in (("pv1", "x/v"), ("pv2", "y/v")):
+        store.provision(volume(pv, directory, mode=0o700))
+        live = store.make_live(pv)
+        records.append(store.write(live.advanced(state=State.ARCHIVING, target="archived-v")))
+    os.rename("x/v", "archived-v", src_dir_fd=store.root, dst_dir_fd=store.root)
+    settled, problems = moves.recover(store, reversed(records))
+    assert problems == []
+    assert {record.state for record in settled} == {State.ARCHIVED}
+    places = {record.pv: record.directory for record in settled}
+    assert places["pv1"] == "archived-v" and places["pv2"].startswith("archived-v-")
+    assert {pv: (world.root / place).stat().st_ino for pv, place in places.items()} == {
+        record.pv: record.inode for record in records
+    }

@@ -19,7 +19,7 @@ class Server:
         if self.gone:
             raise NotFound(f"{kind} {name}")
         self.patches.append(body["metadata"])
-        return {"metadata": {"name": name, "uid": body["metadata"]["uid"]}}
+        return {"metadata": {"name": name, "uid": body["metadata"]["uid"], "resourceVersion": "2"}}
 
 
 class Cache:
@@ -27,9 +27,9 @@ class Cache:
         pass
 
 
-def volume(*, owned: bool) -> Volume:
+def volume(*, owned: bool, version: str = "1") -> Volume:
     return Volume(
-        name="pv", uid="uid", version="1", phase="Released", deleting=False, policy="Delete", provisioned_by="p",
+        name="pv", uid="uid", version=version, phase="Released", deleting=False, policy="Delete", provisioned_by="p",
         export="e", storage_class="c", capacity=1, server="s", path="/p", claim=None, owned=owned,
     )  # fmt: skip
 
@@ -44,6 +44,27 @@ def test_an_echo_of_the_deletion_does_not_take_the_finalizer_off_again() -> None
     assert writer.as_left(volume(owned=False)) == volume(owned=False)  # the watch has brought it
     writer.release(writer.as_left(stale))  # somebody put it on again since
     assert len(server.patches) == 2
+
+
+def test_a_finalizer_that_somebody_put_back_counts_though_the_watch_never_showed_it_gone() -> None:
+    writer = VolumeWriter(cast(Api, Server()), cast("Reflector[Volume]", Cache()), lambda: None)
+    writer.release(volume(owned=True))
+    assert not writer.as_left(volume(owned=True, version="2")).owned
+    assert writer.as_left(volume(owned=True, version="3")).owned
+
+
+def test_a_watch_that_is_faster_than_the_answer_is_believed() -> None:
+    server = Server()
+    writer = VolumeWriter(cast(Api, server), cast("Reflector[Volume]", Cache()), lambda: None)
+
+    class Faster(Server):
+        def patch(self, _resource: object, name: str, body: Any, *, kind: str) -> dict[str, Any]:
+            writer.went(volume(owned=False))
+            return super().patch(_resource, name, body, kind=kind)
+
+    writer._api = cast(Api, Faster())
+    writer.release(volume(owned=True))
+    assert writer._let_go == {}
 
 
 def test_a_finalizer_that_was_put_on_again_counts() -> None:
