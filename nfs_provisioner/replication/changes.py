@@ -122,8 +122,8 @@ def survey(
     `target_path` is None where the target lacks it. OSError (TargetError) when a side cannot be opened or listed; EXDEV
     for a mount point. `beat` is called now and then.
     """
-    fd = tree.open_directory(source, path)
-    place = Place(path, fd, None, os.fstat(fd))
+    fd, found_here = tree.open_and_look(source, path)
+    place = Place(path, fd, None, found_here)
     small = 0 if distant else SMALL
     try:
         if place.found.st_dev != rules.device:

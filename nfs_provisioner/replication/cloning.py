@@ -1,7 +1,7 @@
 """The child process of one replica, as `export/worker.py` has it, that can also fill clones: copies of other volumes.
 
 A clone is copied by passes of the engine, within one replica, in a thread of its own; the controller asks again and
-again how far it is. Writes in the clone's directory and in work/sync-clone-<random>/, and the clone's record. Keeps:
+again how far it is. Writes in the clone's directory and in work/sync-clone-<hash>/, and the clone's record. Keeps:
 a source is only read; a clone counts as copied when a pass over all of it was clean and its source was still in place
 after that; and its directory is not given up while a thread writes to it.
 """
@@ -9,6 +9,7 @@ after that; and its directory is not given up while a thread writes to it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sys
 import threading
@@ -193,7 +194,11 @@ def _pass(
     from nfs_provisioner.replication.passes import Job, run_pass
 
     local = fs.filesystem_type(store.root) in fs.LOCAL_TYPES
-    with clones.opened(store, source) as ours, clones.opened(store, clone) as theirs, _staging(store) as staging:
+    with (
+        clones.opened(store, source) as ours,
+        clones.opened(store, clone) as theirs,
+        _staging(store, clone.pv) as staging,
+    ):
         job = Job(
             source=ours,
             target=theirs,
@@ -221,10 +226,11 @@ def _still_there(store: Store, source: VolumeRecord, clone: VolumeRecord) -> Non
 
 
 @contextlib.contextmanager
-def _staging(store: Store) -> Iterator[int]:
+def _staging(store: Store, pv: str) -> Iterator[int]:
     """A directory of its own in work/; a new worker of this replica sweeps it if this one cannot."""
-    name = f"{kept.STAGING}clone-{os.urandom(8).hex()}"
+    name = f"{kept.STAGING}clone-{hashlib.sha256(pv.encode()).hexdigest()[:32]}"
     store.guard()
+    fs.remove_tree(store.works, name)  # of a pass after which it could not be removed
     os.mkdir(name, 0o700, dir_fd=store.works)
     try:
         with fs.opened(store.works, name) as fd:

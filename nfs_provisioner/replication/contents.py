@@ -21,6 +21,9 @@ SMALL = 128 << 10
 """Files of up to this many bytes are read in one call, with no thought of holes unless they occupy less."""
 
 _NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF})
+_NOT_HELD = frozenset(
+    {errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSYS}
+)
 _NO_ATTRIBUTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 PRIVILEGED = os.geteuid() == 0
@@ -158,7 +161,7 @@ def attributes(file: int | str, holds: Holds) -> Attributes:
 
 
 def write_attributes(file: int | str, wanted: Attributes, present: Attributes) -> str | None:
-    """Make `present` what is `wanted`. Returns what could not be carried, in words, or None."""
+    """Make `present` what is `wanted`. Returns what this side cannot hold, in words, or None; OSError for the rest."""
     follow = isinstance(file, int)
     for name in present.keys() - wanted.keys():
         os.removexattr(file, name, follow_symlinks=follow)
@@ -167,9 +170,17 @@ def write_attributes(file: int | str, wanted: Attributes, present: Attributes) -
         if present.get(name) != value:
             try:
                 os.setxattr(file, name, value, follow_symlinks=follow)
-            except OSError as error:  # ENOSPC here means: larger than this file system's attributes may be
+            except OSError as error:
+                if error.errno not in _NOT_HELD and not (error.errno == errno.ENOSPC and _has_room(file)):
+                    raise
                 failed.append(f"{name}: {error.strerror}")
     return f"extended attributes not carried: {', '.join(failed)}" if failed else None
+
+
+def _has_room(file: int | str) -> bool:
+    """Whether ENOSPC means: larger than this file system's attributes may be."""
+    found = os.statvfs(file if isinstance(file, int) else os.path.dirname(file))
+    return found.f_bavail > 0
 
 
 def by_path(directory: int, name: str) -> str:

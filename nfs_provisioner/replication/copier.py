@@ -161,8 +161,9 @@ class Copier:
         for path, found in paths:
             try:
                 wanted = found or tree.look_at(source, path)
-                if wanted is None or tree.look_at(self._target, path) is None:
-                    continue
+                theirs = tree.look_at(self._target, path)
+                if wanted is None or not tree.is_directory(wanted) or not tree.is_directory(theirs):
+                    continue  # what was renamed away left its place to something else
                 fd = tree.open_directory(self._target, path)
                 try:
                     contents.set_access(fd, wanted, os.fstat(fd), self._holds)

@@ -16,7 +16,7 @@ from nfs_provisioner.replication.changes import Place
 from nfs_provisioner.replication.copier import STAGED, Done
 from nfs_provisioner.replication.course import Course
 from nfs_provisioner.replication.entries import inside
-from nfs_provisioner.replication.links import Plan
+from nfs_provisioner.replication.links import Links, Plan
 from nfs_provisioner.replication.removal import Removal, Removed, Surplus
 from nfs_provisioner.replication.walk import Walk
 
@@ -29,21 +29,24 @@ class Ending:
 
     def link(self) -> None:
         """Copy each set of hard links once, and link it."""
+        self._link(self._course.links)
+
+    def _link(self, links: Links) -> None:
         course, plans, done = self._course, list[Plan](), Done()
-        for plan in course.links.plans(done):
+        for plan in links.plans(done):
             plans.append(plan)
             if len(plans) >= FILES or done.bytes >= BYTES:
-                self._publish(plans)
-        self._publish(plans)
+                self._publish(links, plans)
+        self._publish(links, plans)
         course.done("", done)
 
-    def _publish(self, plans: list[Plan]) -> None:
+    def _publish(self, links: Links, plans: list[Plan]) -> None:
         course, done = self._course, Done()
         if any(plan.staged for plan in plans):
             course.guard()
             course.sync(course.synced, "target")
         for plan in plans:
-            for path in course.links.publish(plan, done):
+            for path in links.publish(plan, done):
                 course.touched.setdefault(path)
             course.tick()
         plans.clear()
@@ -80,8 +83,9 @@ class Ending:
             tally.waiting = total
             return
         job.prove()
-        for surplus in blocked:
-            self._replace(surplus, trash_forbidden=tally.unseen)
+        freed = {path for surplus in blocked if (path := self._replace(surplus, trash_forbidden=tally.unseen))}
+        if freed:
+            self._link(course.links.again(freed))
         for surplus in left:
             forbidden = tally.unseen or surplus.path in tally.unsound
             course.each(
@@ -99,29 +103,35 @@ class Ending:
         if removed.names:
             course.touched.setdefault(path)
 
-    def _replace(self, surplus: Surplus, *, trash_forbidden: bool) -> None:
-        """A directory of the target lies where the source has something else: stage, take it away, publish."""
+    def _replace(self, surplus: Surplus, *, trash_forbidden: bool) -> str | None:
+        """A directory of the target lies where the source has something else: stage, take it away, publish.
+
+        Returns the path when its place was freed for one of several links.
+        """
         course, (name,) = self._course, surplus.names
         path = inside(surplus.path, name)
         if trash_forbidden:
             course.tally.deferred.add(path)
-            return
-        done = Done()
+            return None
+        done, freed = Done(), None
         try:
-            fd = tree.open_directory(course.job.source, surplus.path)
-            place = Place(surplus.path, fd, None, os.fstat(fd))
+            fd, ours = tree.open_and_look(course.job.source, surplus.path)
+            place = Place(surplus.path, fd, None, ours)
             try:
                 place.target = tree.open_directory(course.job.target, surplus.path)
                 found = tree.look(fd, name)
-                if found is None or tree.is_directory(found):
+                linked = found is not None and found.st_nlink > 1 and course.job.holds.links
+                if found is None or tree.is_directory(found) or linked > course.links.is_late(path, found.st_ino):
                     course.tally.moved(path)
-                    return
-                course.tally.doubts = course.tally.doubts or found.st_nlink > 1  # the next pass links it
-                done = course.copier.copy(place, None, [(name, found, None)])
-                self._batch.add(surplus.path, done)
+                    return None
+                if linked:
+                    freed = path
+                else:
+                    done = course.copier.copy(place, None, [(name, found, None)])
+                    self._batch.add(surplus.path, done)
                 if course.job.dry_run:
                     course.tally.say(f"delete {path}")
-                elif done.staged:
+                elif done.staged or freed:
                     course.sync(course.synced, "target")
                     course.guard()
                     course.copier.trash.take(place.target, surplus.path, name)
@@ -131,8 +141,10 @@ class Ending:
                 place.close()
         except OSError as error:
             done.failed(path, error)
+            freed = None
         course.done(surplus.path, done)
         self._batch.publish()
+        return freed
 
     def finish(self) -> None:
         """Times, the last syncfs, and what was set aside for want of a trash."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from nfs_provisioner.replication import tree
@@ -19,10 +19,11 @@ from nfs_provisioner.replication.inspection import Inspector
 
 @dataclass(slots=True)
 class _Set:
-    """Names of one source inode; for each the target's inode (0: none), and whether they look equal."""
+    """Names of one source inode, each with the target's inode (0: none); `equal`: they look it. `late`: the rest."""
 
     nlink: int
     names: list[tuple[str, int]] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     equal: bool = True
 
 
@@ -67,9 +68,31 @@ class Links:
         known.equal = known.equal and was is not None and not rules.checksum and not rules.suspicious(found, was)
         return first
 
+    def add_late(self, path: str, found: os.stat_result) -> bool:
+        """Note a name whose place on the target a directory takes up yet; True when it is the first of its set."""
+        self.names += 1
+        first = found.st_ino not in self._sets
+        self._sets.setdefault(found.st_ino, _Set(found.st_nlink)).late.append(path)
+        return first
+
+    def is_late(self, path: str, inode: int) -> bool:
+        """Whether the name was noted as one of this file's."""
+        return inode in self._sets and path in self._sets[inode].late
+
+    def again(self, freed: Collection[str]) -> Links:
+        """The sets of late names whose places were freed, as they are now."""
+        links = Links(self._source, self._target, self._rules, self._copier, self._inspector, self._guard)
+        for known in self._sets.values():
+            late = [path for path in known.late if path in freed]
+            for path in (*(path for path, _ in known.names), *late) if late else ():
+                if (found := tree.look_at(self._source, path)) is not None and not tree.is_directory(found):
+                    links.add(path, found, tree.look_at(self._target, path))
+        return links
+
     def incomplete(self) -> list[str]:
         """First names of sets of which not all names were seen: they lie elsewhere, or were not walked."""
-        return [known.names[0][0] for known in self._sets.values() if len(known.names) < known.nlink]
+        found = [([path for path, _ in known.names] + known.late, known.nlink) for known in self._sets.values()]
+        return [names[0] for names, nlink in found if len(names) < nlink]
 
     def plans(self, done: Done) -> Iterator[Plan]:
         """What is to be linked, set by set; copies that are due are staged on the way."""

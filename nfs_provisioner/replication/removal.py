@@ -88,10 +88,10 @@ class Removal:
                     removed.entries += tree.count_entries(fd, name, self._beat) if tree.is_directory(found) else 1
                     names.append(name)
                 except OSError as error:
-                    if error.errno == errno.EXDEV:
-                        removed.skipped.append((path, "not deleted: something is mounted here or below"))
-                    else:
-                        removed.errors.append((path, error))
+                    mounted = "not deleted: something is mounted here or below"
+                    removed.errors.append(
+                        (path, OSError(errno.EXDEV, mounted) if error.errno == errno.EXDEV else error)
+                    )
         finally:
             os.close(fd)
         removed.left = Surplus(surplus.path, tuple(names), surplus.settled)

@@ -61,9 +61,12 @@ def _step(parent: int, path: bytes) -> int:
         finally:
             os.close(fd)
         fd = below
-        if os.fstat(fd).st_dev != device:
+        try:
+            if os.fstat(fd).st_dev != device:
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), os.fsdecode(path))
+        except BaseException:
             os.close(fd)
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), os.fsdecode(path))
+            raise
     return fd
 
 
@@ -89,6 +92,16 @@ def open_directory(root: int, path: str) -> int:
         fd = _step(root, encoded)  # a seccomp filter answers EPERM; so does nothing that could be opened this way
         _resolve = _step
         return fd
+
+
+def open_and_look(root: int, path: str) -> tuple[int, os.stat_result]:
+    """`open_directory`, and what fstat says of it; nothing stays open when that fails."""
+    fd = open_directory(root, path)
+    try:
+        return fd, os.fstat(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _open_deep(root: int, encoded: bytes) -> int:

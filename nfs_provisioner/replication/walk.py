@@ -27,6 +27,7 @@ from nfs_provisioner.replication.removal import Surplus
 from nfs_provisioner.replication.renames import Renames
 
 _MOUNTED = "something is mounted here: a copy ends at mount points"
+_MOUNTED_THERE = "something is mounted here on the target: unmount it, it is in the way of the copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,9 @@ class Walk:
     def _unsurveyed(self, item: _Item, error: OSError) -> None:
         """A directory that could not be opened or listed, on either side."""
         tally = self._course.tally
-        if error.errno == errno.EXDEV:
+        if error.errno == errno.EXDEV and isinstance(error, TargetError):
+            tally.failed(item.path, OSError(error.errno, _MOUNTED_THERE), directory=parent(item.path))
+        elif error.errno == errno.EXDEV:
             tally.skip([(item.path, _MOUNTED)])
         elif not item.path:
             side = "target" if isinstance(error, TargetError) else "source"
@@ -235,7 +238,11 @@ class Walk:
         for name, mine, was in found.linked:
             if self._course.links.add(inside(place.path, name), mine, was):
                 self._course.tally.blocks += mine.st_blocks
-        self.obstacles.extend((place.path, name) for name, _, _ in found.obstacles)
+        for name, mine, _ in found.obstacles:
+            self.obstacles.append((place.path, name))
+            linked = mine.st_nlink > 1 and self._course.job.holds.links
+            if linked and self._course.links.add_late(inside(place.path, name), mine):
+                self._course.tally.blocks += mine.st_blocks
         into = place.unit.fd if place.unit is not None else None
         self._hand_out(place, found.copies, partial(self._course.copier.copy, place, into))
         self._hand_out(place, found.inspections, partial(self._course.inspector.inspect, place))

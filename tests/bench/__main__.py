@@ -1,4 +1,5 @@
-"""`python -m tests.bench`: measures provisioning beside the floor on a real control plane; one table on stdout.
+"""`python -m tests.bench`: measures provisioning beside the floor on a real control plane, and copies beside rsync; one
+table on stdout.
 
 Nothing is asserted: machines are shared and noisy, and only a person can say what a figure is worth. Exit code 1 when
 something could not be measured.
@@ -13,18 +14,21 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nfs_provisioner import __version__
-from tests.bench import measure, report
+from tests.bench import copies, copyrows, events, measure, report, trees
 from tests.bench.burst import BenchError
 from tests.bench.stand import Stand, progress
 from tests.controlplane import binaries
 from tests.controlplane.controlplane import ControlPlane
 from tests.controlplane.processes import StartupError
 
-PARTS = ("claims", "idle", "memory")
+CLUSTER_PARTS = ("claims", "idle", "memory")  # what needs a control plane
+COPY_PARTS = ("copies", "unchanged", "delayed", "renamed", "events", "million")
+PARTS = (*CLUSTER_PARTS, *COPY_PARTS)
 
 
 def main() -> int:
@@ -50,9 +54,27 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, directory: Path) -> str:
+    parts = arguments.only or PARTS
+    if "events" in parts:
+        trees.command("lsyncd", "lsyncd")  # what is missing is told before minutes are spent
+    rows: list[report.Row] = []
+    versions = []
+    if set(parts) & set(CLUSTER_PARTS):
+        found, version = _on_a_cluster(arguments, directory, parts)
+        rows += found
+        versions.append(version)
+    if set(parts) & set(COPY_PARTS):
+        rows += _copies(arguments.rounds, directory, parts)
+        versions.append(copies.rsync_version())
+    return f"{_circumstances(arguments, versions)}\n\n{report.table(rows)}"
+
+
+def _on_a_cluster(
+    arguments: argparse.Namespace, directory: Path, parts: Collection[str]
+) -> tuple[list[report.Row], str]:
+    """The rows, and the versions of the servers."""
     if isinstance(binaries.find(build=False), binaries.Missing):
         progress("building the control plane, once for this machine; this takes some minutes")
-    parts = arguments.only or PARTS
     rows: list[report.Row] = []
     with ControlPlane.start(directory / "control-plane") as plane:
         stand = Stand(plane, directory)
@@ -62,18 +84,39 @@ def _run(arguments: argparse.Namespace, directory: Path) -> str:
             rows += report.idle_rows(measure.idle(stand, arguments.rounds))
         if "memory" in parts:
             rows += report.start_rows(measure.starts(stand, arguments.rounds, arguments.existing), arguments.existing)
-        return f"{_circumstances(arguments, stand)}\n\n{report.table(rows)}"
+        return rows, stand.versions
 
 
-def _circumstances(arguments: argparse.Namespace, stand: Stand) -> str:
+def _copies(rounds: int, directory: Path, parts: Collection[str]) -> list[report.Row]:
+    rows: list[report.Row] = []
+    if "copies" in parts:
+        rows += copyrows.first_rows(copies.first_passes(directory, rounds))
+    if "unchanged" in parts:
+        rows += copyrows.unchanged_rows(copies.unchanged_passes(directory, rounds))
+    if "delayed" in parts:
+        try:
+            rows += copyrows.delayed_rows(copies.delayed_passes(directory, rounds))
+        except copies.NoCompiler as error:
+            rows += copyrows.delayed_missing(str(error))
+    if "renamed" in parts:
+        rows += copyrows.renamed_rows(copies.renamed_passes(directory, rounds))
+    if "events" in parts:
+        rows += copyrows.followed_rows(events.followed(directory, rounds))
+    if "million" in parts:
+        for per_directory in (1000, copies.MILLION):
+            rows += copyrows.million_rows(copies.million(directory, per_directory), per_directory)
+    return rows
+
+
+def _circumstances(arguments: argparse.Namespace, versions: Sequence[str]) -> str:
     """What a reader needs to judge the figures, or to get them again."""
     command = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`: medians, rounds: {arguments.rounds} (least to most), "
-        f"floor and ours by turns.\n"
+        f"floor (of copies: rsync, lsyncd) and ours by turns.\n"
         f"{os.cpu_count()} cores {platform.machine()}, Linux {platform.release()}, "
-        f"nfs-provisioner {__version__}, {python}, {stand.versions}."
+        f"{', '.join((f'nfs-provisioner {__version__}', python, *versions))}."
     )
 
 

@@ -171,7 +171,7 @@ def test_block_claim_is_refused(site: Site, plain: str, controller: Controller) 
 SOURCES: dict[str, Json] = {
     "snapshot": {"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"}},
     "unknown": {"dataSourceRef": {"apiGroup": "example.com", "kind": "Populator", "name": "p"}},
-    "claim": {"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}},
+    "foreign-claim": {"dataSourceRef": {"apiGroup": "example.com", "kind": "PersistentVolumeClaim", "name": "other"}},
 }
 
 

@@ -281,7 +281,8 @@ def test_h59_a_claim_ref_cleared_and_bound_anew_is_followed(site: Site) -> None:
 UNSUPPORTED: list[tuple[Json, str]] = [
     ({"volumeMode": "Block"}, "Block"),
     ({"dataSource": {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "s"}}, "VolumeSnapshot"),
-    ({"dataSource": {"kind": "PersistentVolumeClaim", "name": "other"}}, "PersistentVolumeClaim"),
+    ({"dataSourceRef": {"kind": "PersistentVolumeClaim", "name": "other", "namespace": "bank"}}, "bank/other"),
+    ({"dataSourceRef": {"apiGroup": "example.com", "kind": "PersistentVolumeClaim", "name": "x"}}, "example.com x"),
     ({"dataSourceRef": {"apiGroup": "example.com", "kind": "Thing", "name": "t"}}, "Thing"),
     ({"volumeAttributesClassName": "gold"}, "gold"),
 ]

@@ -240,7 +240,7 @@ def test_examples_pass_the_controllers_own_check() -> None:
     assert len(report.checked) == 3
 
 
-def test_examples_show_a_fleet_a_statefulset_and_a_selector() -> None:
+def test_examples_show_a_fleet_a_statefulset_a_selector_and_a_clone() -> None:
     examples = {path.name: documents(path) for path in (MANIFESTS / "examples").glob("*.yaml")}
     by_kind = {d["kind"]: d for d in examples["web-fleet.yaml"]}
     fleet, claim = by_kind["Deployment"]["spec"], by_kind["PersistentVolumeClaim"]
@@ -252,7 +252,9 @@ def test_examples_show_a_fleet_a_statefulset_and_a_selector() -> None:
     class_name = one("storageclass.yaml", "StorageClass")["metadata"]["name"]
     assert template["spec"]["storageClassName"] == claim["spec"]["storageClassName"] == class_name
     # The claim with a selector finds one of the exports that the examples hold, and not the other.
-    (selecting,) = examples["selector.yaml"]
+    (selecting,), (cloning,) = examples["selector.yaml"], examples["clone.yaml"]
+    assert cloning["spec"]["dataSource"] == {"kind": "PersistentVolumeClaim", "name": selecting["metadata"]["name"]}
+    assert cloning["spec"]["resources"] == selecting["spec"]["resources"]
     wanted = selecting["spec"]["selector"]["matchLabels"].items()
     exports = {d["metadata"]["name"]: d for name in examples if "nfsexport" in name for d in examples[name]}
     specs = {name: parse_export(export, mount_root="/exports") for name, export in exports.items()}
