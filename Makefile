@@ -25,8 +25,8 @@ lock: $(VENV)/.dev
 	$(BIN)/python -m pip install -q 'pip-tools>=7.5,<8'
 	$(BIN)/pip-compile -q --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links \
 		--no-emit-options --no-header -o requirements.lock pyproject.toml
-	$(BIN)/pip-compile -q --generate-hashes --strip-extras --extra dev --no-emit-index-url --no-emit-find-links \
-		--no-emit-options --no-header -c requirements.lock -o requirements-dev.lock pyproject.toml
+	$(BIN)/pip-compile -q --generate-hashes --strip-extras --extra dev --extra plots --no-emit-index-url \
+		--no-emit-find-links --no-emit-options --no-header -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

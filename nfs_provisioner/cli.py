@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("status", _status, "exports, their replicas and what is wrong with them")
     added.add_argument("export", nargs="?", metavar="EXPORT")
     _from_anywhere(added)
-    added = verb("volumes", _volumes, "every volume and its directory")
+    added = verb("volumes", _volumes, "every volume, what it takes and its directory; the largest first")
     added.add_argument("-n", "--namespace", help="only this namespace's")
     _from_anywhere(added)
     _archive_verbs(verb("archives", _archives, "what was archived instead of deleted; `purge` deletes one for good"))
@@ -239,8 +239,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _volumes(options: argparse.Namespace) -> int:
-    rows = [row for row in _fetch(options)["volumes"] if options.namespace in (None, row["namespace"])]
-    rows.sort(key=lambda row: (row["namespace"], row["claim"]))
+    shown = (row for row in _fetch(options)["volumes"] if options.namespace in (None, row["namespace"]))
+    rows = tables.by_use(shown)
     return _show(options, rows, lambda console: tables.volumes(console, rows))
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -24,6 +25,7 @@ from nfs_provisioner.config import ControllerConfig, ReplicationSpec
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import VolumeRecord
+from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.kube.api import NAMESPACE, NFS_EXPORT, Api, ApiError, JsonObject, load
 from nfs_provisioner.kube.events import EventWriter
@@ -34,11 +36,12 @@ from nfs_provisioner.kube.workqueue import WorkQueue
 from nfs_provisioner.metrics import Metrics
 from nfs_provisioner.overview import overview, snapshot
 from nfs_provisioner.process import configure_logging, follow_config, own_namespace
-from nfs_provisioner.replication.cloning import CLONING_COMMAND
 from nfs_provisioner.replication.driver import Around, Driver
+from nfs_provisioner.replication.measuring import REPLICA_COMMAND
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.lookout import Lookout
+from nfs_provisioner.volumes.measuring import LAST_WRITE
 from nfs_provisioner.volumes.objects import Claim, Volume
 from nfs_provisioner.volumes.reconciler import DECIDE, Reconciler
 from nfs_provisioner.volumes.registry import ExportObject, Registry, export_from
@@ -64,8 +67,9 @@ class Daemon:
         kubeconfig: str | None = None,
         config_file: Path | None = None,
         identity: str | None = None,
-        worker_command: tuple[str, ...] = CLONING_COMMAND,
+        worker_command: tuple[str, ...] = REPLICA_COMMAND,
         poll: float = 10.0,
+        measure_every: float = 600.0,
     ) -> None:
         self.config = config
         self.metrics = Metrics(CollectorRegistry(auto_describe=True))
@@ -74,6 +78,7 @@ class Daemon:
         self._config_file = config_file
         self._worker_command = worker_command
         self._poll = poll
+        self._measure_every = measure_every
         self._ending: Ending = "stopped"
         self._end = threading.Event()
         self._term = 0
@@ -84,7 +89,8 @@ class Daemon:
         self.queue: WorkQueue[str] = WorkQueue(on_retry=lambda _lane: self.metrics.workqueue_retries_total.inc())
         self.events = EventWriter(self.api, busy=self._busy, may=lambda: self.leading)
         self.announcer = Announcer(self.events, self.metrics, config.provisioner)
-        self._lookout = Lookout(self.api, frozenset({config.provisioner, *config.adopt_from}))
+        provisioners = frozenset({config.provisioner, *config.adopt_from})
+        self._lookout = Lookout(self.api, provisioners, on_class=self.metrics.expect_class)
         self.caches = self._lookout.caches
         self.exports: Reflector[ExportObject] = Reflector(
             self.api, NFS_EXPORT, slim=export_from, on_change=self._export_changed
@@ -143,6 +149,11 @@ class Daemon:
         self.queue.shutdown(timeout=5.0)
         with self._exports_lock:  # what the watch brings from here on starts nothing any more
             exports = self._exports()
+        for export in exports:
+            export.measuring.stop()  # what was measured is written while there are children to do it
+        end = time.monotonic() + LAST_WRITE
+        for export in exports:
+            export.measuring.join(max(0.0, end - time.monotonic()))
         for export in exports:
             export.close()  # all at once: waiting for each that hangs before the next is ended would take too long
         if self.registry is not None:
@@ -227,6 +238,10 @@ class Daemon:
             observe=lambda export, replica, seconds: self.metrics.replica_operation_duration_seconds.labels(
                 export, replica
             ).observe(seconds),
+            on_room=self._lookout.room_appeared,
+            on_exceeded=self._quota_exceeded,
+            busy=self._busy,
+            measure_every=self._measure_every,
             worker_command=self._worker_command,
             poll=self._poll,
         )
@@ -288,6 +303,7 @@ class Daemon:
             busy=self._busy,
             on_event=self._export_event,
             on_status=lambda name: self.registry.publish(name) if self.registry else None,
+            on_usage=partial(self._measured, export),
         )
         return Driver(export, catalog, active, standby, records, around)
 
@@ -316,6 +332,16 @@ class Daemon:
     def _export_event(self, export: str, reason: str, message: str, warning: bool) -> None:
         obj = self.exports.get(export)
         self.announcer.about_export(export, reason, message, warning=warning, uid=obj.uid if obj else "")
+
+    def _quota_exceeded(self, record: VolumeRecord, usage: Usage) -> None:
+        for claim in self.caches.claims.by_index(record.pv):
+            if claim.uid == record.claim.uid:
+                self.announcer.quota_exceeded(claim, record, usage)
+
+    def _measured(self, export: str, pv: str, usage: Usage) -> None:
+        found = self.registry.get(export) if self.registry is not None else None
+        if found is not None:
+            found.measuring.note(pv, usage)
 
     def _busy(self) -> bool:
         """Whether claims are waiting, or were a moment ago: then Events and the standby wait."""

@@ -9,6 +9,7 @@ from nfs_provisioner import __version__
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
 from nfs_provisioner.metrics import ExportSample, ReplicaSample, Snapshot, VolumeSample
+from nfs_provisioner.volumes import quota
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import Volume
 from nfs_provisioner.volumes.status import rfc3339
@@ -51,6 +52,7 @@ def _export(export: Export) -> JsonObject:
         "reserved": status.reserved,
         "volumes": status.volumes,
         "archives": status.archives,
+        "archiveBytes": export.usage.archive_bytes(),
         "unmanaged": status.unmanaged,
         "lag": standing.lag if status.standing is not None else None,
         "lastCleanPass": _moment(standing.last_clean),
@@ -78,7 +80,8 @@ def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> Json
         "export": export.name,
         "directory": record.directory,
         "requested": record.requested,
-        "used": None,
+        **_usage(export, record),
+        "quotaExceeded": export.usage.exceeded(record.pv) if quota.applies(record) else None,
         "storageClass": record.storage_class,
         "onDelete": record.policy.on_delete,
         "shared": record.shared,
@@ -101,8 +104,16 @@ def _archive(export: Export, record: VolumeRecord) -> JsonObject:
         "state": str(record.state),
         "since": record.since,
         "requested": record.requested,
+        **_usage(export, record),
         "retention": record.policy.archive_retention,
     }
+
+
+def _usage(export: Export, record: VolumeRecord) -> JsonObject:
+    usage = export.usage.get(record.pv)
+    if usage is None:
+        return {"used": None, "inodes": None, "usageTime": None}
+    return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at)}
 
 
 def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
@@ -111,7 +122,7 @@ def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
         return Snapshot(leader=False, workqueue_depth=depth)
     return Snapshot(
         volumes=[
-            VolumeSample(record.claim.namespace, record.claim.name, record.pv, export.name, record.requested)
+            _level(export, record)
             for export in exports
             for record in export.catalog.all()
             if record.state is State.LIVE
@@ -119,6 +130,21 @@ def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
         exports=[_sample(export) for export in exports],
         leader=True,
         workqueue_depth=depth,
+    )
+
+
+def _level(export: Export, record: VolumeRecord) -> VolumeSample:
+    usage = export.usage.get(record.pv)
+    return VolumeSample(
+        record.claim.namespace,
+        record.claim.name,
+        record.pv,
+        export.name,
+        record.requested,
+        usage.bytes if usage is not None else None,
+        usage.inodes if usage is not None else None,
+        usage.at if usage is not None else None,
+        export.usage.exceeded(record.pv) if quota.applies(record) else None,
     )
 
 
@@ -133,9 +159,14 @@ def _sample(export: Export) -> ExportSample:
         capacity=status.capacity,
         used=status.used,
         available=status.available,
+        archive_bytes=export.usage.archive_bytes(),
         unmanaged=status.unmanaged,
         epoch=status.epoch if status.promotion else None,
         replication_lag=status.standing.lag if status.standing is not None else None,
         unstable_files=status.standing.unstable if status.standing is not None else None,
         skipped_entries=status.standing.skipped if status.standing is not None else None,
+        phase=status.phase,
+        behind=status.standing.behind if status.standing is not None else None,
+        max_lag=export.spec.replication.max_lag if len(export.spec.replicas) > 1 else None,
+        waiting_deletions=sum(n for _, n in status.standing.waiting) if status.standing is not None else None,
     )

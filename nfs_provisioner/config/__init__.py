@@ -37,6 +37,7 @@ from nfs_provisioner.config.storageclass import (
     parse_parameters,
 )
 from nfs_provisioner.config.units import (
+    capped_quantity,
     format_quantity,
     parse_duration,
     parse_percent,
@@ -65,6 +66,7 @@ __all__ = [
     "ServiceRef",
     "StorageClassSpec",
     "Variable",
+    "capped_quantity",
     "check_file",
     "check_files",
     "format_quantity",

@@ -71,6 +71,12 @@ def parse_quantity(value: object) -> int:
     return -(-size.numerator // size.denominator)
 
 
+def capped_quantity(value: object) -> int:
+    """As parse_quantity, but as the API server reads its objects: what int64 cannot hold is the most that it can."""
+    size = _exact_quantity(str(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    return min(-(-size.numerator // size.denominator), _LARGEST_QUANTITY)
+
+
 def _exact_quantity(value: object) -> Fraction:
     match = _quantity.fullmatch(value) if isinstance(value, str) and len(value) <= _LONGEST_TEXT else None
     if match is None:

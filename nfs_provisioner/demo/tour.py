@@ -31,6 +31,7 @@ _METRICS = (
     "controller_persistentvolume_delete_total",
     "nfs_provisioner_export_volumes",
     "nfs_provisioner_export_archives",
+    "nfs_provisioner_export_archive_bytes",
     "nfs_provisioner_replica_up",
     "nfs_provisioner_replication_lag_seconds",
     "nfs_provisioner_replication_copied_files_total",
@@ -115,6 +116,12 @@ def _check(holds: bool, promise: str) -> None:
     """Nothing is said that was not looked at."""
     if not holds:
         raise NfsProvisionerError(f"the demo expected that {promise}, and it is not so")
+
+
+def _du(directory: Path) -> int:
+    """Bytes on disk, hard links once."""
+    found = {entry.st_ino: entry.st_blocks for path in (directory, *directory.rglob("*")) if (entry := path.lstat())}
+    return 512 * sum(found.values())
 
 
 class _Tour:
@@ -313,16 +320,27 @@ class _Tour:
         status = self._status_with_archives(1)
         return status if status is not None and status["exports"][0]["lag"] is not None else None
 
+    def _measured(self) -> JsonObject | None:
+        """The status, once every volume takes what `du` says of its directory."""
+        status = self._followed()
+        if status is None:
+            return None
+        root = self._stage.root(REPLICAS[0])
+        right = all(volume["used"] == _du(root / volume["directory"]) for volume in status["volumes"])
+        return status if right else None
+
     def look(self) -> None:
         stage, tell = self._stage, self._tell
         tell.step("What people see: nfs-provisioner status, volumes, archives")
         stage.api.delete(PVC, "after-the-crash", namespace="shop")
         stage.wait(lambda: self._status_with_archives(1), "the second archive is not in the status")
-        status = stage.wait(self._followed, "the standby does not follow again")
+        stage.wait(self._followed, "the standby does not follow again")
+        status = stage.wait(self._measured, "USED is not what du says")
         claims = {volume["claim"] for volume in status["volumes"]}
         _check(claims == {"nameless", "photos-again"}, f"two volumes are left, and not {sorted(claims)}")
         tell.table(lambda console: tables.exports(console, status))
-        tell.table(lambda console: tables.volumes(console, status["volumes"]))
+        tell.table(lambda console: tables.volumes(console, tables.by_use(status["volumes"])))
+        tell.say("USED is what `du` counts, to the block: the passes that keep the standby equal measure on their way.")
         tell.table(lambda console: tables.archives(console, status["archives"]))
         tell.step("What Prometheus sees: /metrics")
         samples = stage.metrics()

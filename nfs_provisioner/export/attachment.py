@@ -44,7 +44,9 @@ class Attachment:
         on_change: Callable[[Attachment, Loaded | None], None],
         *,
         poll: float = POLL,
+        on_space: Callable[[Attachment], None] = lambda attachment: None,
     ) -> None:
+        """`on_space(attachment)` is called from its thread after each look at the file system's size."""
         self.replica = replica
         self.name = replica.name
         self.space: Space | None = None
@@ -52,6 +54,7 @@ class Attachment:
         self.attached: Identity | None = None
         self._term = term
         self._on_change = on_change
+        self._on_space = on_space
         self._poll = poll
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -145,6 +148,7 @@ class Attachment:
             self._attach(assigned)
         else:
             self.space = self.replica.call("space")
+            self._on_space(self)
 
     def _inspect(self) -> None:
         with self._lock:

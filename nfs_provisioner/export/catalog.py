@@ -5,9 +5,10 @@ A copy in memory, to decide with; the records on the export have the last word. 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from nfs_provisioner.config import rough_size
 from nfs_provisioner.errors import Infeasible, RetryLater
@@ -18,11 +19,19 @@ from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 REUSE_PAUSE = 120.0
 
 
+class Full(RetryLater):
+    """More would be promised than may be."""
+
+
 class Catalog:
     """Records of one replica by PV name, with the directories they own."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, on_freed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_freed` is called, without any lock of the catalog's, after less is promised than before."""
         self._clock = clock
+        self._on_freed = on_freed
         self._lock = threading.RLock()
         self._records: dict[str, VolumeRecord] = {}
         self._owned = OwnedDirectories()
@@ -36,7 +45,7 @@ class Catalog:
 
         `age` tells how many seconds ago a record changed its state.
         """
-        with self._lock:
+        with self._changing():
             before = {pv: record for pv, record in self._records.items() if record.state is State.CREATING}
             self._records.clear()
             self._owned = OwnedDirectories()
@@ -54,7 +63,7 @@ class Catalog:
 
     def put(self, record: VolumeRecord) -> None:
         """A record was written."""
-        with self._lock:
+        with self._changing():
             old = self._records.get(record.pv)
             self._remove(record.pv)
             self._insert(record)
@@ -67,7 +76,7 @@ class Catalog:
 
     def drop(self, pv: str) -> None:
         """A record was removed, or a reservation came to nothing."""
-        with self._lock:
+        with self._changing():
             self._remove(pv)
 
     def get(self, pv: str) -> VolumeRecord | None:
@@ -102,7 +111,7 @@ class Catalog:
         """Take a directory name (and the space) for a volume about to be made; two callers cannot both get it.
 
         Infeasible when another volume owns the directory, one around it or one inside it (H03, H04); RetryLater while
-        the name was given up too recently, and when more than `limit` bytes would be promised. `drop` gives it back.
+        the name was given up too recently; Full when more than `limit` bytes would be promised. `drop` gives it back.
         """
         with self._lock:
             owner = self._owned.conflict(record.directory, besides=record.pv)
@@ -122,7 +131,7 @@ class Catalog:
     def promise(self, record: VolumeRecord, *, limit: int) -> None:
         """Count a volume with the size it grows to from now on; two callers cannot both get the last space.
 
-        RetryLater when more than `limit` bytes would be promised. `put` of what the record still says takes it back.
+        Full when more than `limit` bytes would be promised. `put` of what the record still says takes it back.
         """
         with self._lock:
             self._promise(record, limit)
@@ -132,7 +141,7 @@ class Catalog:
         others = self._reserved - (old.requested if old is not None and old.state in RESERVING else 0)
         if limit is not None and others + record.requested > limit:
             promised = f"{rough_size(others)} of {rough_size(limit)} are promised to others"
-            raise RetryLater(f"{promised} and {rough_size(record.requested)} are wanted")
+            raise Full(f"{promised} and {rough_size(record.requested)} are wanted")
         self._remove(record.pv)
         self._insert(record)
 
@@ -174,6 +183,15 @@ class Catalog:
                 for path in (record.directory, record.target or record.directory)
                 if record.holds_directory
             )
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._lock:
+            before = self._reserved
+            yield
+            freed = self._reserved < before
+        if freed:
+            self._on_freed()
 
     def _insert(self, record: VolumeRecord) -> None:
         self._records[record.pv] = record

@@ -1,6 +1,7 @@
 """One replica's root as such: whose it is, which term writes to it, what its server can do.
 
-Runs in the child process of the replica. Writes nothing but `export.json`, the term's own directory and probes in it.
+Runs in the child process of the replica. Writes nothing but `export.json` and its like, the term's own directory and
+probes in it.
 """
 
 from __future__ import annotations
@@ -156,10 +157,14 @@ class Root:
 
     def write_identity(self, identity: Identity) -> None:
         """Make `identity` this replica's, durably."""
-        self.guard()
-        batch.run(self._writing(self.control, IDENTITY_FILE, records.encode_identity(identity)))
-        os.fsync(self.control)
+        self.write_control(IDENTITY_FILE, records.encode_identity(identity))
         self.identity = identity
+
+    def write_control(self, name: str, data: bytes) -> None:
+        """Replace a file that belongs to the replica as a whole, durably and in one step."""
+        self.guard()
+        batch.run(self._writing(self.control, name, data))
+        os.fsync(self.control)
 
     def set_members(self, members: Mapping[str, str]) -> None:
         """Note which replicas belong to the pair; one that is known and comes back empty is not taken for a new one."""

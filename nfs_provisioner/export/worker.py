@@ -29,7 +29,7 @@ from nfs_provisioner.errors import (
     RefusedForSafety,
     RetryLater,
 )
-from nfs_provisioner.export import filesystem, moves, standby
+from nfs_provisioner.export import filesystem, moves, standby, usagefile
 from nfs_provisioner.export.batch import run_together
 from nfs_provisioner.export.records import MOVING, Identity, State, VolumeRecord
 from nfs_provisioner.export.root import Abilities, Facts
@@ -116,6 +116,8 @@ class Worker:
             "set_members": lambda members: self.store.set_members(members),
             "server_time": lambda: self.store.server_time(),
             "expire_kept": self.expire_kept,
+            "read_usage": lambda: usagefile.read(self.store),
+            "write_usage": lambda figures: usagefile.write(self.store, figures),
         }
 
     @property

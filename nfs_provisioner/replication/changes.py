@@ -24,6 +24,7 @@ from nfs_provisioner.replication.entries import (
     fingerprint,
     is_silly,
 )
+from nfs_provisioner.replication.usage import DirectoryUsage, Linked
 
 SMALL = 20_000
 """A directory of more entries is compared in parts, so that what lstat says of a million entries is never all held."""
@@ -51,7 +52,7 @@ class Unit:
 class Place:
     """One directory, open on both sides. `target` is None where that side lacks it; `unit` then collects its copy.
 
-    `users` counts the tasks that still need the descriptors.
+    `users` counts the tasks that still need the descriptors. The rest sums up what the source has here.
     """
 
     path: str
@@ -60,6 +61,22 @@ class Place:
     found: os.stat_result
     unit: Unit | None = None
     users: int = 1
+    blocks: int = 0
+    inodes: int = 1
+    linked: list[Linked] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
+
+    def add(self, found: Changes) -> None:
+        """What a part of it takes."""
+        self.blocks += found.blocks
+        self.inodes += found.entries - found.apart
+        self.linked += found.several
+        self.below += [name for name, _, _ in found.directories]
+
+    @property
+    def usage(self) -> DirectoryUsage:
+        """What it takes, as far as its parts were added."""
+        return DirectoryUsage(self.found.st_blocks + self.blocks, self.inodes, tuple(self.linked), tuple(self.below))
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -84,7 +101,9 @@ class Changes:
     files: int = 0
     bytes: int = 0
     blocks: int = 0
-    """512-byte units, without what has several links: that is counted with its set."""
+    """512-byte units of what has one link only: directories and sets of links count by themselves, as in `apart`."""
+    apart: int = 0
+    several: list[Linked] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -226,7 +245,7 @@ def compare(
         if kind == file:
             files += 1
             size += mine.st_size
-        if mine.st_nlink == 1 or kind == directory:
+        if mine.st_nlink == 1 and kind != directory:
             blocks += mine.st_blocks
         if (
             quick
@@ -245,6 +264,10 @@ def compare(
 
 
 def _sort(name: str, mine: os.stat_result, was: os.stat_result | None, rules: Rules, changes: Changes) -> None:
+    if mine.st_nlink > 1 or tree.is_directory(mine):
+        changes.apart += 1
+        if mine.st_dev == rules.device and not tree.is_directory(mine):
+            changes.several.append((mine.st_ino, mine.st_nlink, mine.st_blocks))
     if is_silly(name, mine.st_ino):
         return
     if mine.st_dev != rules.device:

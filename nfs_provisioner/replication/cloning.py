@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -23,12 +22,11 @@ from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.root import Facts
 from nfs_provisioner.export.standing import CloneStanding
 from nfs_provisioner.export.store import Store
-from nfs_provisioner.export.worker import LeaseEnd, Worker, main
+from nfs_provisioner.export.worker import LeaseEnd, Worker
 
 if TYPE_CHECKING:  # the engine is loaded when the first clone is asked for: most children never need it
     from nfs_provisioner.replication.tally import Counts, Result
 
-CLONING_COMMAND = (sys.executable, "-m", "nfs_provisioner.replication.cloning")
 PASSES = 5  # after which files that did not hold still are the user's to stop
 PAUSE = 1.0  # seconds between them
 AT_ONCE = 2  # clones that are copied at the same time; others wait for their turn
@@ -250,7 +248,3 @@ def _not_clean(source: VolumeRecord, result: Result) -> NfsProvisionerError:
         f"copying claim {source.claim}: files keep changing, after {PASSES} passes still {names}. Stop what writes to "
         "that claim (scale its pods to zero) until this one is Bound; what is copied stays, and it is tried again"
     )
-
-
-if __name__ == "__main__":
-    main(CloningWorker)

@@ -22,6 +22,7 @@ from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.paths import record_file_name
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
+from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.metrics import Metrics
 from nfs_provisioner.replication.mirror import Mirror
@@ -54,6 +55,7 @@ class Around:
     busy: Callable[[], bool] = lambda: False
     on_event: Callable[[str, str, str, bool], None] = lambda *_: None  # export, reason, message, warning
     on_status: Callable[[str], None] = lambda export: None
+    on_usage: Callable[[str, Usage], None] = lambda pv, usage: None  # what a pass saw that a volume takes
 
 
 class Driver:
@@ -307,6 +309,8 @@ class Driver:
             turn.pv, turn.rev, turn.only, limit, turn.allowed, refresh=settings.max_lag / 4, clock=self._clock()
         )
         report: Report = self._process.call("pass", request)
+        if report.usage is not None and not self._stopped.is_set():
+            self._around.on_usage(turn.pv, report.usage)
         metrics = self._around.metrics
         metrics.replication_copied_files_total.labels(self._export).inc(report.copied_files)
         metrics.replication_copied_bytes_total.labels(self._export).inc(report.copied_bytes)

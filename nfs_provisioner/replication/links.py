@@ -48,32 +48,20 @@ class Links:
         self._copier, self._inspector, self._guard = copier, inspector, guard
         self._sets: dict[int, _Set] = {}
         self._claimed: set[int] = set()
-        self.names = 0
 
-    @property
-    def inodes(self) -> int:
-        """How many files have all those names."""
-        return len(self._sets)
-
-    def add(self, path: str, found: os.stat_result, was: os.stat_result | None) -> bool:
-        """Note a name; True when it is the first of its set."""
-        self.names += 1
+    def add(self, path: str, found: os.stat_result, was: os.stat_result | None) -> None:
+        """Note a name."""
         known = self._sets.get(found.st_ino)
-        first = known is None
         if known is None:
             known = self._sets[found.st_ino] = _Set(found.st_nlink)
         known.names.append((path, was.st_ino if was is not None else 0))
         rules = self._rules
         known.equal = known.equal and was is not None and equal(found, was, rules.holds)
         known.equal = known.equal and was is not None and not rules.checksum and not rules.suspicious(found, was)
-        return first
 
-    def add_late(self, path: str, found: os.stat_result) -> bool:
-        """Note a name whose place on the target a directory takes up yet; True when it is the first of its set."""
-        self.names += 1
-        first = found.st_ino not in self._sets
+    def add_late(self, path: str, found: os.stat_result) -> None:
+        """Note a name whose place on the target a directory takes up yet."""
         self._sets.setdefault(found.st_ino, _Set(found.st_nlink)).late.append(path)
-        return first
 
     def is_late(self, path: str, inode: int) -> bool:
         """Whether the name was noted as one of this file's."""

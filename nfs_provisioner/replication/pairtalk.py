@@ -5,9 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nfs_provisioner.export.records import Identity
 from nfs_provisioner.export.syncrecord import SyncRecord
+from nfs_provisioner.export.usage import Usage
+
+if TYPE_CHECKING:  # the engine is the child's
+    from nfs_provisioner.replication.tally import Result
 
 DOUBT = "ReplicaDoubted"  # reason of an error that says: a side is not the one that was proven
 ROLLED_BACK = "ActiveRolledBack"  # of one that says: the standby's copy is newer than the active side
@@ -78,8 +83,7 @@ class Report:
     copied_files: int = 0
     copied_bytes: int = 0
     deleted: int = 0
-    usage_bytes: int = 0
-    usage_inodes: int = 0
+    usage: Usage | None = None  # of the active side, when this pass saw all that is to be known of it
     unstable: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     errors: tuple[tuple[str, str], ...] = ()
@@ -87,3 +91,22 @@ class Report:
     skipped_count: int = 0
     deferred: int = 0
     waiting: int = 0
+
+
+def report_of(result: Result, usage: Usage | None) -> Report:
+    """The result of a pass, as the controller is told."""
+    return Report(
+        clean=result.clean,
+        began=result.began,
+        copied_files=result.counts.copied_files,
+        copied_bytes=result.counts.copied_bytes,
+        deleted=result.counts.deleted,
+        usage=usage,
+        unstable=tuple(result.unstable[:SHOWN]),
+        skipped=tuple(result.skipped[:SHOWN]),
+        errors=tuple(result.errors[:SHOWN]),
+        unstable_count=len(result.unstable),
+        skipped_count=len(result.skipped),
+        deferred=len(result.deferred),
+        waiting=result.waiting,
+    )

@@ -32,8 +32,9 @@ from nfs_provisioner.export.worker import LeaseEnd, die_with_parent, pack_error,
 from nfs_provisioner.replication.entries import DirectoryId, Holds
 from nfs_provisioner.replication.hints import tell
 from nfs_provisioner.replication.holds import probe
+from nfs_provisioner.replication.indexes import Indexes
 from nfs_provisioner.replication.pair import may_delete
-from nfs_provisioner.replication.pairtalk import ROLLED_BACK, SHOWN, Beat, Expected, Found, Report, Request
+from nfs_provisioner.replication.pairtalk import ROLLED_BACK, Beat, Expected, Found, Report, Request, report_of
 from nfs_provisioner.replication.passes import Job, Result, run_pass
 from nfs_provisioner.replication.sides import Side, prove
 from nfs_provisioner.replication.watcher import Watcher
@@ -54,6 +55,7 @@ class PairWorker:
         self._sides: tuple[Side, Side] | None = None
         self._expected: Expected | None = None
         self._staging_name = ""
+        self.usage = Indexes()
 
     def open(self, expected: Expected, term: str, slot: int) -> Found:
         """Open and prove both roots, take over from an earlier child, and read how far the copies are."""
@@ -137,7 +139,11 @@ class PairWorker:
             raise RetryLater(f"{request.pv}: its record changed meanwhile")
         with active.volume(mine) as source, standby.volume(theirs) as target, self._workplace(slot) as workplace:
             made = _Pass(self, request, (mine, theirs), workplace, slot, raise_seq)
-            return made.make(source, target)
+            try:
+                return made.make(source, target)
+            except BaseException:
+                self.usage.forget(request.pv)  # what this pass was to look at is not looked at by the next partial one
+                raise
 
     @contextlib.contextmanager
     def _workplace(self, slot: int) -> Iterator[_Workplace]:
@@ -226,6 +232,7 @@ class _Pass:
     def make(self, source: int, target: int) -> Report:
         """Compare and copy; then say how far the copy is."""
         request, as_of = self._request, None if self._base is None else self._base.as_of
+        at = time.time()
         directories: dict[str, DirectoryId] = {}
         if as_of is not None:
             directories = syncrecord.decode_directories(
@@ -253,7 +260,9 @@ class _Pass:
         )
         self._worker.beat.bump(self._slot)
         self._finish(result, directories)
-        return _report(result)
+        whole = request.only is None
+        usage = self._worker.usage.look(request.pv, result.usage, at, whole=whole, complete=result.measured)
+        return report_of(result, usage)
 
     def _may_delete(self, deletions: int, entries: int) -> bool:
         limit = self._request.delete_limit
@@ -321,25 +330,6 @@ class _Pass:
         if base is None or base.rev != self._request.rev or self._before.under_way is not None:
             return True
         return bool(result.began - base.as_of > self._request.refresh * 1e9)
-
-
-def _report(result: Result) -> Report:
-    return Report(
-        clean=result.clean,
-        began=result.began,
-        copied_files=result.counts.copied_files,
-        copied_bytes=result.counts.copied_bytes,
-        deleted=result.counts.deleted,
-        usage_bytes=result.counts.usage_bytes,
-        usage_inodes=result.counts.usage_inodes,
-        unstable=tuple(result.unstable[:SHOWN]),
-        skipped=tuple(result.skipped[:SHOWN]),
-        errors=tuple(result.errors[:SHOWN]),
-        unstable_count=len(result.unstable),
-        skipped_count=len(result.skipped),
-        deferred=len(result.deferred),
-        waiting=result.waiting,
-    )
 
 
 def serve(connection: Connection, worker: PairWorker, slot: int) -> None:

@@ -74,4 +74,6 @@ def _run(course: Course) -> Result:
         )
     if job.only is not None and course.links.incomplete():
         course.tally.doubts = True  # names of a set lie in directories that were not asked for
-    return course.tally.result(course.began, course.counts(), walk.directories)
+    return course.tally.result(
+        course.began, course.counts(), walk.directories, walk.usage, measured=not walk.overlooked
+    )

@@ -6,20 +6,21 @@ it speaks against it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nfs_provisioner.replication.changes import Changes
 from nfs_provisioner.replication.copier import Done
 from nfs_provisioner.replication.entries import DirectoryId, inside
 from nfs_provisioner.replication.removal import Removed
+from nfs_provisioner.replication.usage import DirectoryUsage
 
 NAMED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """`entries`, `files` and `bytes` are the source's; `usage_bytes` what it occupies, hard links once, as du(1)."""
+    """`entries`, `files` and `bytes` are the source's."""
 
     entries: int = 0
     files: int = 0
@@ -30,8 +31,6 @@ class Counts:
     renamed: int = 0
     linked: int = 0
     deleted: int = 0
-    usage_bytes: int = 0
-    usage_inodes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,9 @@ class Result:
 
     `unstable`: entries (directories, too) that did not hold still; `skipped` what was left out or not carried in full,
     and why; `different`: same metadata, other content, kept on both sides; `deferred`: deletions put off, to be given
-    to the next pass; `waiting`: deletions above the limit. `log`, of a dry run: what would be done.
+    to the next pass; `waiting`: deletions above the limit. `usage`: what each directory that was walked takes on the
+    source (None: it is gone); `measured`: none that should have been walked is missing there. `log`, of a dry run: what
+    would be done.
     """
 
     clean: bool
@@ -53,6 +54,8 @@ class Result:
     deferred: frozenset[str] = frozenset()
     waiting: int = 0
     directories: dict[str, DirectoryId] = field(default_factory=dict)
+    usage: Mapping[str, DirectoryUsage | None] = field(default_factory=dict)
+    measured: bool = True
     log: tuple[str, ...] = ()
 
 
@@ -60,7 +63,7 @@ class Tally:
     """Collects what the parts of a pass report; used by the thread that walks only."""
 
     def __init__(self) -> None:
-        self.entries = self.files = self.bytes = self.blocks = self.targets = 0
+        self.entries = self.files = self.bytes = self.targets = 0
         self.copied_files = self.copied_bytes = self.mended = self.renamed = self.linked = self.deleted = 0
         self.unstable: list[str] = []
         self.skipped: list[tuple[str, str]] = []
@@ -81,7 +84,6 @@ class Tally:
         self.entries += found.entries
         self.files += found.files
         self.bytes += found.bytes
-        self.blocks += found.blocks
         self.skip((inside(path, name), why) for name, why in found.skipped)
         for name in found.vanished:
             self.moved(inside(path, name))
@@ -146,8 +148,8 @@ class Tally:
         if len(self.errors) < NAMED:
             self.errors.append((path or ".", error.strerror or str(error)))
 
-    def counts(self, linked_names: int = 0, linked_inodes: int = 0) -> Counts:
-        """As of now. The root is no entry, but an inode."""
+    def counts(self) -> Counts:
+        """As of now."""
         return Counts(
             self.entries,
             self.files,
@@ -158,11 +160,17 @@ class Tally:
             self.renamed,
             self.linked,
             self.deleted,
-            self.blocks * 512,
-            self.entries - linked_names + linked_inodes + 1,
         )
 
-    def result(self, began: int, counts: Counts, directories: dict[str, DirectoryId]) -> Result:
+    def result(
+        self,
+        began: int,
+        counts: Counts,
+        directories: dict[str, DirectoryId],
+        usage: Mapping[str, DirectoryUsage | None],
+        *,
+        measured: bool,
+    ) -> Result:
         """What the pass amounts to."""
         return Result(
             clean=not (self.doubts or self.deferred or self.waiting),
@@ -175,5 +183,7 @@ class Tally:
             deferred=frozenset(self.deferred),
             waiting=self.waiting,
             directories=directories,
+            usage=usage,
+            measured=measured and not self.unseen,
             log=tuple(self.log[:NAMED]),
         )

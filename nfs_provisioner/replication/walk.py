@@ -25,6 +25,7 @@ from nfs_provisioner.replication.course import Course
 from nfs_provisioner.replication.entries import equal, inside, parent, same_times
 from nfs_provisioner.replication.removal import Surplus
 from nfs_provisioner.replication.renames import Renames
+from nfs_provisioner.replication.usage import DirectoryUsage
 
 _MOUNTED = "something is mounted here: a copy ends at mount points"
 _MOUNTED_THERE = "something is mounted here on the target: unmount it, it is in the way of the copy"
@@ -62,6 +63,9 @@ class Walk:
         self.surplus: list[Surplus] = []
         self.obstacles: list[tuple[str, str]] = []
         self.moved_away: set[str] = set()
+        self.usage: dict[str, DirectoryUsage | None] = {}
+        self.overlooked = False
+        """There are directories that were to be looked at and are not in `usage`."""
 
     def close(self) -> None:
         """Give back what is still open, also when the pass ended in the middle of something."""
@@ -74,8 +78,6 @@ class Walk:
                 os.close(place.unit.fd)
 
     def _start(self) -> None:
-        root = os.fstat(self._course.job.source)
-        self._course.tally.blocks += root.st_blocks
         if self._course.job.only is None:
             self._pending.append(_Item("", ""))
         else:
@@ -213,6 +215,7 @@ class Walk:
     def _unsurveyed(self, item: _Item, error: OSError) -> None:
         """A directory that could not be opened or listed, on either side."""
         tally = self._course.tally
+        self._unmeasured(item, error)
         if error.errno == errno.EXDEV and isinstance(error, TargetError):
             tally.failed(item.path, OSError(error.errno, _MOUNTED_THERE), directory=parent(item.path))
         elif error.errno == errno.EXDEV:
@@ -233,16 +236,21 @@ class Walk:
             tally.failed(item.path, error, directory=item.path)
             tally.unseen = True
 
+    def _unmeasured(self, item: _Item, error: OSError) -> None:
+        if not isinstance(error, TargetError) and error.errno in (*GONE, errno.EXDEV):
+            self.usage[item.path] = None
+        elif not (isinstance(error, TargetError) and error.errno in GONE and item.shallow):
+            self.overlooked = True
+
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
         self._course.tally.compared(place.path, found)
+        place.add(found)
         for name, mine, was in found.linked:
-            if self._course.links.add(inside(place.path, name), mine, was):
-                self._course.tally.blocks += mine.st_blocks
+            self._course.links.add(inside(place.path, name), mine, was)
         for name, mine, _ in found.obstacles:
             self.obstacles.append((place.path, name))
-            linked = mine.st_nlink > 1 and self._course.job.holds.links
-            if linked and self._course.links.add_late(inside(place.path, name), mine):
-                self._course.tally.blocks += mine.st_blocks
+            if mine.st_nlink > 1 and self._course.job.holds.links:
+                self._course.links.add_late(inside(place.path, name), mine)
         into = place.unit.fd if place.unit is not None else None
         self._hand_out(place, found.copies, partial(self._course.copier.copy, place, into))
         self._hand_out(place, found.inspections, partial(self._course.inspector.inspect, place))
@@ -279,6 +287,7 @@ class Walk:
         place.users -= 1
         if place.users:
             return
+        self.usage[place.path] = place.usage
         if place.unit is None:
             self._open.remove(place)
             place.close()

@@ -171,7 +171,8 @@ class Watcher:
             path = f"{place.path}/{name}" if place.path else name
             if mask & (_MOVED_FROM | _DELETE):
                 self._drop_below(place.key, path)
-            elif mask & (_MOVED_TO | _CREATE) and not self._added(place.key, path):
+            # Two directories that change places: that the second one left is told after the first one came there.
+            if mask & (_MOVED_FROM | _MOVED_TO | _CREATE) and not self._added(place.key, path):
                 key = place.key
                 self.unwatch(key)
                 self._dirty[key] = None

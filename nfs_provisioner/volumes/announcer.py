@@ -9,9 +9,11 @@ from datetime import UTC, datetime
 
 from nfs_provisioner.errors import NfsProvisionerError, RetryLater
 from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.kube.api import JsonObject
 from nfs_provisioner.kube.events import EventWriter
 from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.volumes import quota
 from nfs_provisioner.volumes.decisions import Situation
 from nfs_provisioner.volumes.objects import Claim, Volume, event
 
@@ -79,6 +81,11 @@ class Announcer:
         if record.state is State.ARCHIVED:
             message = f"volume {volume.name} of claim {record.claim} was archived as {record.directory}"
             self.about_export(export, "VolumeArchived", message, warning=False, uid=uid)
+
+    def quota_exceeded(self, claim: Claim, record: VolumeRecord, usage: Usage) -> None:
+        """A volume with a soft quota took more than requested."""
+        log.info("claim %s: volume %s takes %d bytes of %d", claim, record.pv, usage.bytes, record.requested)
+        self.about_claim(claim, "QuotaExceeded", quota.message(record, usage), warning=True)
 
     def about_claim(self, claim: Claim, reason: str, message: str, *, warning: bool) -> None:
         """An Event on a claim."""

@@ -7,15 +7,13 @@ is due. Data is given up only on an observed Released PV of policy Delete (or on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nfs_provisioner.config import ClassParameters, ExportSpec, StorageClassSpec, rough_size
+from nfs_provisioner.config import ClassParameters
 from nfs_provisioner.errors import Infeasible, NfsProvisionerError, RetryLater
 from nfs_provisioner.export.records import Policy, State, VolumeRecord
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, Volume
-from nfs_provisioner.volumes.selectors import matches
 
 #: Reason of what nobody needs to hear: it is over in a moment, and the end of it brings the claim back.
 QUIET = "Quiet"
@@ -246,78 +244,3 @@ def frozen_policy(parameters: ClassParameters) -> Policy:
         gid=parameters.gid,
         quota=parameters.quota,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """One export as a place for a new volume. Sizes in bytes; `problem` is set when it can take none now."""
-
-    spec: ExportSpec
-    capacity: int = 0
-    available: int = 0
-    reserved: int = 0
-    problem: str = ""
-    looking: bool = False  # the problem is only that the replicas were not looked at yet, a moment after the start
-
-    @property
-    def limit(self) -> int:
-        """What may be promised in all."""
-        return int(self.capacity * self.spec.overcommit)
-
-    @property
-    def unreserved(self) -> int:
-        """What may still be promised."""
-        return self.limit - self.reserved
-
-
-def choose_export(claim: Claim, storage_class: StorageClassSpec, rooms: Sequence[Room]) -> Room:
-    """The export for a new volume: among those that fit, the one with most unreserved space; ties by name.
-
-    Infeasible when none of them can ever fit as things are written; RetryLater when one may, later.
-    """
-    named = storage_class.parameters.exports
-    missing = [name for name in named if all(room.spec.name != name for room in rooms)]
-    candidates = [room for room in rooms if not named or room.spec.name in named]
-    if missing and not candidates:
-        there = ", ".join(sorted(room.spec.name for room in rooms)) or "none"
-        raise Infeasible(
-            f"StorageClass {storage_class.name}: parameter export names {missing[0]!r}, which does not exist; "
-            f"NFSExports: {there}"
-        )
-    if not candidates:
-        raise Infeasible("there is no NFSExport; create one (kubectl explain nfsexport.spec)")
-    selected = [room for room in candidates if matches(claim.selector, room.spec.labels)]
-    if not selected:
-        raise Infeasible(
-            f"no NFSExport of StorageClass {storage_class.name} has labels that match the claim's selector; "
-            + "; ".join(f"{room.spec.name}: {labels_of(room.spec)}" for room in candidates)
-        )
-    usable = [room for room in selected if not room.problem]
-    if not usable and any(room.looking for room in selected):
-        raise RetryLater("the replicas are being looked at", after=LOOK_AGAIN, reason=QUIET)
-    if not usable:
-        away = "; ".join(f"export {room.spec.name}: {room.problem}" for room in selected)
-        raise RetryLater(away, after=AWAY)
-    fitting = [room for room in usable if not _lacks(room, claim.requested)]
-    if not fitting:
-        raise RetryLater("; ".join(_lacks(room, claim.requested) for room in usable))
-    return max(fitting, key=lambda room: (room.unreserved, tuple(-ord(c) for c in room.spec.name)))
-
-
-def _lacks(room: Room, wanted: int) -> str:
-    name = room.spec.name
-    if wanted > room.unreserved:
-        return (
-            f"export {name} lacks {rough_size(wanted - room.unreserved)}: {rough_size(room.reserved)} of "
-            f"{rough_size(room.limit)} are promised and {rough_size(wanted)} are wanted"
-        )
-    keep = room.spec.reserve.bytes_of(room.capacity)
-    if room.available < keep:
-        free, kept = rough_size(room.available), rough_size(keep)
-        return f"export {name} has {free} really free, and {kept} are kept in reserve (spec.reserve)"
-    return ""
-
-
-def labels_of(spec: ExportSpec) -> str:
-    """An export's labels, for people."""
-    return ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items())) or "no labels"

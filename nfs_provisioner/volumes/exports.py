@@ -24,12 +24,14 @@ from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
 from nfs_provisioner.volumes.answers import Answers
-from nfs_provisioner.volumes.decisions import Room
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
+from nfs_provisioner.volumes.measuring import Measuring
 from nfs_provisioner.volumes.replicas import Replicas
 from nfs_provisioner.volumes.retention import age
+from nfs_provisioner.volumes.room import Room
 from nfs_provisioner.volumes.services import Partner, Seen, Services
 from nfs_provisioner.volumes.status import ExportStatus
+from nfs_provisioner.volumes.usage import Ledger
 
 __all__ = ["BATCH_DEADLINE", "Export", "Seen", "Services"]
 
@@ -48,7 +50,9 @@ class Export:
         self.spec = spec
         self.seen = seen
         self.refused = refused
-        self.catalog = Catalog(clock=services.clock)
+        self.catalog = Catalog(clock=services.clock, on_freed=lambda: services.on_room(spec.name))
+        self.usage = Ledger(self.catalog)
+        self.measuring = Measuring(self, services)
         self.client_address: str | None = None  # the Service's ClusterIP, once known
         self.address_used = False  # since it was looked up last
         self._services = services
@@ -84,6 +88,7 @@ class Export:
         """End every child, and wait for none: so that those of many exports may end together."""
         self._stopped = True
         self._wake.set()
+        self.measuring.stop()
         with self._lock:
             self._drop_partner()
             self._replicas.close()
@@ -106,6 +111,7 @@ class Export:
                 self._begin_anew(refused)
         self._wake.set()
         self._services.on_status(self.name)
+        self._services.on_room(self.name)
 
     def refuse(self, why: str) -> None:
         """Let go of every replica, because of `why`; or, when that is empty, begin to use them (again)."""
@@ -145,6 +151,7 @@ class Export:
         if loaded is not None:
             self._wake.set()  # a pair must know its members before one of them can be replaced
         if became_ready:
+            self.measuring.wake()
             self._services.on_ready(self.name)
 
     @property
@@ -189,6 +196,7 @@ class Export:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
             self._housekeeping.begin_anew()
+            self.measuring.begin_anew()
             self._problems = loaded.problems
             self._active = attachment
         elif self._active is not None:

@@ -12,17 +12,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from nfs_provisioner.config import format_quantity, parse_quantity
+from nfs_provisioner.config import capped_quantity, format_quantity
 from nfs_provisioner.errors import NfsProvisionerError, RetryLater
+from nfs_provisioner.export.catalog import Full
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import PV, PVC, Api, JsonObject
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import Claim, Volume
+from nfs_provisioner.volumes.room import Need, no_room
 
 IN_PROGRESS = "ControllerResizeInProgress"
 INFEASIBLE = "ControllerResizeInfeasible"
 FAILED = "ControllerResizeError"
+NOT_GROWN = "VolumeResizeFailed"  # reason of Events
 #: Conditions that say how a growth of the controller's part goes on; all others are somebody else's.
 OWN_CONDITIONS = frozenset({FAILED, "Resizing", "FileSystemResizePending"})
 
@@ -40,7 +43,7 @@ def grow(
     wanted = max(claim.requested, volume.capacity)
     started = wanted > volume.capacity
     if started and record.requested < wanted:
-        _promise(api, export, claim, replace(record, requested=wanted), check)
+        _promise(api, export, claim, record, replace(record, requested=wanted), check)
     if record.requested != wanted:  # first what is promised, then what is said: cut off in between, it is too much
         try:
             changed = export.call("update", record.pv, {"requested": wanted}, frozenset({State.LIVE}))
@@ -82,31 +85,35 @@ def _finish(api: Api, claim: Claim, now: JsonObject, wanted: int, check: Callabl
         _patch_claim(api, claim, grown | {"conditions": others}, version=now["metadata"]["resourceVersion"])
 
 
-def _promise(api: Api, export: Export, claim: Claim, grown: VolumeRecord, check: Callable[[], None]) -> None:
+def _promise(
+    api: Api, export: Export, claim: Claim, record: VolumeRecord, grown: VolumeRecord, check: Callable[[], None]
+) -> None:
     """Reserve the space, or say on the claim that there is none."""
     room = export.room()
-    problem = room.problem
-    if not problem:
+    if room.problem:
+        raise RetryLater(f"export {export.name}: {room.problem}", reason=NOT_GROWN)
+    need = Need(grown.requested - record.requested)
+    if room.fits(need):
         try:
             export.catalog.promise(grown, limit=room.limit)
-        except RetryLater as error:
-            problem = error.message
+        except Full:  # since the figures were read
+            room = export.room()
         else:
             return
-    message = f"export {export.name}: {problem}"
-    if claim.resizing != INFEASIBLE and not room.problem:
+    refusal = no_room([room], need, reason=NOT_GROWN)
+    if claim.resizing != INFEASIBLE:
         now = api.get(PVC, claim.name, claim.namespace)
         check()
         condition = {
             "type": FAILED,
             "status": "True",
             "reason": "NoRoom",
-            "message": message,
+            "message": refusal.message,
             "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         status = _mark(claim.requested, INFEASIBLE) | {"conditions": [*_without_own(now), condition]}
         _patch_claim(api, claim, status, version=now["metadata"]["resourceVersion"])
-    raise RetryLater(message, reason="VolumeResizeFailed")
+    raise refusal
 
 
 def _mark(wanted: int, status: str) -> JsonObject:
@@ -117,7 +124,7 @@ def _mark(wanted: int, status: str) -> JsonObject:
 
 
 def _capacity(raw: JsonObject) -> int:
-    return parse_quantity(((raw.get("status") or {}).get("capacity") or {}).get("storage", "0"))
+    return capped_quantity(((raw.get("status") or {}).get("capacity") or {}).get("storage", "0"))
 
 
 def _without_own(raw: JsonObject) -> list[JsonObject]:

@@ -6,6 +6,8 @@ only fill the caches; `look_at_everything` makes up for them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nfs_provisioner.kube.api import PV, PVC, STORAGE_CLASS, Api, JsonObject
 from nfs_provisioner.kube.reflector import Reflector
 from nfs_provisioner.volumes.exports import Export
@@ -14,9 +16,13 @@ from nfs_provisioner.volumes.reconciler import Caches, Reconciler
 
 
 class Lookout:
-    """Reflectors' threads call it, and the exports'."""
+    """Reflectors' threads call it, and the exports'. `on_class`: told the name of every class of these provisioners."""
 
-    def __init__(self, api: Api, provisioners: frozenset[str]) -> None:
+    def __init__(
+        self, api: Api, provisioners: frozenset[str], on_class: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._provisioners = provisioners
+        self._on_class = on_class
         self.caches = Caches(
             claims=Reflector(
                 api,
@@ -59,6 +65,11 @@ class Lookout:
         if self.reconciler is not None:
             self.reconciler.finisher.look_for_leftovers()
 
+    def room_appeared(self, export: str) -> None:
+        """There may be more room on it than before: those that wait for room are looked at again, as many as fit."""
+        if self.reconciler is not None:
+            self.reconciler.waiting.appeared(export)
+
     def may_lose_everything(self, pv: str) -> bool:
         """Whether the claim of this volume says that deleteLimit is not for it."""
         return any(claim.delete_limit == "none" for claim in self.caches.claims.by_index(pv))
@@ -79,6 +90,8 @@ class Lookout:
 
     def _class_changed(self, key: str, _old: JsonObject | None, new: JsonObject | None) -> None:
         if new is not None:
+            if new.get("provisioner") in self._provisioners:
+                self._on_class(key)
             for claim in self.caches.claims.by_index(("class", key)):
                 self._look_at(claim.key)
 

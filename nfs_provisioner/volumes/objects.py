@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nfs_provisioner.config import format_quantity, parse_quantity
+from nfs_provisioner.config import capped_quantity, format_quantity
 from nfs_provisioner.export.records import ClaimRef
 
 JsonObject = dict[str, Any]
@@ -29,8 +29,8 @@ DELETE_LIMIT = f"{DOMAIN}/delete-limit"
 MANAGED_BY = DOMAIN
 NFS_PORT = 2049
 
-#: The same few sizes come with every event.
-_size = functools.lru_cache(maxsize=4096)(parse_quantity)
+#: The same few sizes come with every event; one beyond all bounds must not hide the object.
+_size = functools.lru_cache(maxsize=4096)(capped_quantity)
 #: The same texts come with thousands of objects, and each claim's names with its PV again: kept in memory once.
 _same = sys.intern
 _texts: Callable[[tuple[str, ...]], tuple[str, ...]] = functools.lru_cache(maxsize=256)(lambda texts: texts)

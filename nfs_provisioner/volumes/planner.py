@@ -13,22 +13,23 @@ from uuid import uuid4
 
 from nfs_provisioner.config import StorageClassSpec, parse_class, parse_pattern
 from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
+from nfs_provisioner.export.catalog import Full
 from nfs_provisioner.export.paths import ClaimNames, resolve
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.volumes.decisions import (
     LOOK_AGAIN,
     QUIET,
     Situation,
-    choose_export,
     frozen_policy,
-    labels_of,
 )
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, JsonObject, Volume
 from nfs_provisioner.volumes.registry import Registry
+from nfs_provisioner.volumes.room import Need, Room, choose_export, labels_of, no_room
 from nfs_provisioner.volumes.selectors import matches
 
 SLOWLY = 60.0  # seconds between tries of what only a person can mend, outside the API
+RACES = 100  # lost in a row, each to another claim, before one that is still refused waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,20 +109,35 @@ class Planner:
     def _new(self, s: Situation, claim: Claim) -> Plan:
         storage_class = self._class(claim.storage_class)
         wanted = claim.annotations.get(RESTORE_ARCHIVE)
-        if wanted:
-            export, archive = self._archive(wanted, claim, storage_class)
-            record = replace(_record(s.name, claim, storage_class), origin=archive.pv)
+        place: Export | None = None
+        need = Need(claim.requested)
+        record = _record(s.name, claim, storage_class)
+        if wanted:  # its files take their space already; what is promised to the new claim is not yet
+            place, archive = self._archive(wanted, claim, storage_class)
+            need, record = Need(claim.requested, written=None), replace(record, origin=archive.pv)
         elif claim.clone_from:
-            export, source = self._source(claim, storage_class)
-            record = replace(_record(s.name, claim, storage_class), clone_of=source.pv)
-        else:
-            export = self._room(claim, storage_class)
-            record = _record(s.name, claim, storage_class)
-        try:
-            export.catalog.reserve(record, limit=export.room().limit)
-        except Infeasible as error:  # the other volume may go one day, and nobody tells us
-            raise RetryLater(error.message, after=SLOWLY) from error
-        return _plan(export, record, storage_class)
+            place, source = self._source(claim, storage_class)
+            used = place.usage.get(source.pv)
+            need = Need(claim.requested, written=0 if used is None else used.bytes)
+            record = replace(record, clone_of=source.pv)
+        return _plan(self._reserved(record, claim, storage_class, need, place), record, storage_class)
+
+    def _reserved(
+        self, record: VolumeRecord, claim: Claim, storage_class: StorageClassSpec, need: Need, place: Export | None
+    ) -> Export:
+        """The export with room, and the room taken. Who loses a race for the last of it chooses again at once."""
+        for _ in range(RACES):
+            rooms = self._registry.rooms() if place is None else [place.room()]
+            room = choose_export(claim, storage_class, rooms, need)
+            export = place or self._export(room)
+            try:
+                export.catalog.reserve(record, limit=room.limit)
+            except Full:  # since the figures were read
+                continue
+            except Infeasible as error:  # the other volume may go one day, and nobody tells us
+                raise RetryLater(error.message, after=SLOWLY) from error
+            return export
+        raise no_room([room], need)
 
     def _source(self, claim: Claim, storage_class: StorageClassSpec) -> tuple[Export, VolumeRecord]:
         """The volume that a clone is made from, on the export where the clone will be, too."""
@@ -141,7 +157,6 @@ class Planner:
                         f"claim {wanted} was promised {record.requested} bytes, its clone asks for {claim.requested}; "
                         "ask for more"
                     )
-                choose_export(claim, storage_class, [export.room()])
                 return export, record
         if self._registry.looking:
             raise RetryLater("the replicas are being looked at", after=LOOK_AGAIN, reason=QUIET)
@@ -154,8 +169,7 @@ class Planner:
             reason="Provisioning",
         )
 
-    def _room(self, claim: Claim, storage_class: StorageClassSpec) -> Export:
-        room = choose_export(claim, storage_class, self._registry.rooms())
+    def _export(self, room: Room) -> Export:
         export = self._registry.get(room.spec.name)
         if export is None:
             raise RetryLater(f"NFSExport {room.spec.name} is gone")

@@ -49,6 +49,8 @@ from nfs_provisioner.volumes.objects import (
 from nfs_provisioner.volumes.planner import SLOWLY, Planner
 from nfs_provisioner.volumes.pvs import VolumeWriter
 from nfs_provisioner.volumes.registry import Registry
+from nfs_provisioner.volumes.room import NoRoom
+from nfs_provisioner.volumes.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +104,7 @@ class Reconciler:
             look_at=self.look_at,
             failed=self._failed,
         )
+        self.waiting = Waiting(registry, queue, self.look_at, lane=DECIDE)
         self._planner = Planner(registry, caches.classes.get, provisioner, find_volume=caches.volumes.get, clock=clock)
 
     # -- what is known --------------------------------------------------------------------------------------------
@@ -150,14 +153,14 @@ class Reconciler:
         lane = self.due(name)
         if lane is not None:
             self._queue.add(name, lane)
-        elif name in self._planner:
+        elif name in self._planner or name in self.waiting:
             self._settled(name)
 
     # -- one turn ---------------------------------------------------------------------------------------------------
 
     def process(self, key: str, lane: str) -> None:
         """Decide, and act if this is the right lane; otherwise hand the key over to it."""
-        if self.finisher.process(key, lane):
+        if self.finisher.process(key, lane) or self.waiting.process(key):
             return
         situation = self.look(key)
         try:
@@ -169,18 +172,22 @@ class Reconciler:
                 return
             self._check()
             export = self._export_for(situation, decision)
+            if decision.act != "grow":  # a growth asks for its room last of all, and before that it still waits
+                self.waiting.forget(key)
             wanted = DECIDE if export is None else export.name
             if wanted != lane:
                 self._queue.add(key, wanted, low=decision.act in ("make-live", "follow", "disown"))
                 return
             log.debug("%s: %s: %s", key, decision.act, decision.why)
             self._act(situation, decision, export)
+            self.waiting.forget(key)
             if decision.act != "make-live":  # that was only noted: how often it failed is forgotten when it is done
                 self._queue.forget(key)
         except NfsProvisionerError as error:
             self._failed(situation, error, lane)
 
     def _settled(self, key: str) -> None:
+        self.waiting.forget(key)
         self._queue.forget(key)
         self._planner.finish(key)
 
@@ -250,6 +257,10 @@ class Reconciler:
         if error.reason != QUIET and self._announcer.is_news(s, error):
             self._announcer.failed(s, error)
             log.info("%s: %s", s.name, error.message)
+        if isinstance(error, NoRoom):
+            self.waiting.add(s.name, error)
+            return
+        self.waiting.forget(s.name)
         if isinstance(error, RetryLater) and error.after is not None:
             self._queue.add_after(s.name, error.after, DECIDE)
         elif isinstance(error, Infeasible) and not isinstance(error, ApiError):

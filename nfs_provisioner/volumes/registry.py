@@ -21,7 +21,6 @@ from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import NFS_EXPORT, Api, ApiError, Conflict, NotFound
 from nfs_provisioner.volumes.addresses import Addresses
-from nfs_provisioner.volumes.decisions import Room
 from nfs_provisioner.volumes.exports import Export, Seen, Services
 from nfs_provisioner.volumes.objects import (
     EXPORT_FINALIZER,
@@ -29,6 +28,7 @@ from nfs_provisioner.volumes.objects import (
     JsonObject,
 )
 from nfs_provisioner.volumes.overlaps import Present, refusals
+from nfs_provisioner.volumes.room import Room
 from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
 
 log = logging.getLogger(__name__)

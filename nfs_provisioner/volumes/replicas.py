@@ -22,6 +22,7 @@ class Replicas:
         self._export = export
         self._services = services
         self._on_change = on_change
+        self._on_space = lambda _replica: services.on_room(export)  # of a standby: costs nothing
         self._attachments: dict[str, Attachment] = {}
         self._looked_at: set[str] = set()  # of which it is known what they are good for
         self._reachable: dict[str, bool] = {}
@@ -38,7 +39,9 @@ class Replicas:
                 ),
                 command=self._services.worker_command,
             )
-            made = Attachment(handle, self._services.term, self._on_change, poll=self._services.poll)
+            made = Attachment(
+                handle, self._services.term, self._on_change, poll=self._services.poll, on_space=self._on_space
+            )
             self._attachments[replica.name] = made
             made.start()
 

@@ -17,6 +17,7 @@ from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.replica import WORKER_COMMAND
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
+from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 
 
@@ -71,6 +72,10 @@ class Services:
     on_status: Callable[[str], None]  # something that people see has changed
     on_event: Callable[[str, str, str, bool], None]  # export, reason, message, warning
     observe: Callable[[str, str, float], None] = lambda export, replica, seconds: None
+    on_room: Callable[[str], None] = lambda export: None  # there may be more room for volumes on it than before
+    on_exceeded: Callable[[VolumeRecord, Usage], None] = lambda record, usage: None  # a volume went over its quota
+    busy: Callable[[], bool] = lambda: False  # claims are waiting
+    measure_every: float = 600.0  # seconds between two measurements of a volume
     worker_command: tuple[str, ...] = WORKER_COMMAND
     clock: Callable[[], float] = time.monotonic
     poll: float = 10.0

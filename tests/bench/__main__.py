@@ -1,5 +1,5 @@
-"""`python -m tests.bench`: measures provisioning beside the floor on a real control plane, and copies beside rsync; one
-table on stdout.
+"""`python -m tests.bench`: measures provisioning beside the floor on a real control plane, copies beside rsync, and
+accounting beside du; one table on stdout.
 
 Nothing is asserted: machines are shared and noisy, and only a person can say what a figure is worth. Exit code 1 when
 something could not be measured.
@@ -19,21 +19,39 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nfs_provisioner import __version__
-from tests.bench import copies, copyrows, events, measure, report, trees
+from tests.bench import (
+    accountrows,
+    accounts,
+    copies,
+    copyrows,
+    embedded,
+    events,
+    growth,
+    measure,
+    plots,
+    report,
+    trees,
+)
 from tests.bench.burst import BenchError
 from tests.bench.stand import Stand, progress
 from tests.controlplane import binaries
 from tests.controlplane.controlplane import ControlPlane
 from tests.controlplane.processes import StartupError
+from tests.plugins.controller import Ended
 
 CLUSTER_PARTS = ("claims", "idle", "memory")  # what needs a control plane
 COPY_PARTS = ("copies", "unchanged", "delayed", "renamed", "events", "million")
-PARTS = (*CLUSTER_PARTS, *COPY_PARTS)
+ACCOUNT_PARTS = ("usage", "scrape")
+USUAL = (*CLUSTER_PARTS, *COPY_PARTS, *ACCOUNT_PARTS)
+GROWTH = "growth"  # takes as long as all others together, and draws into docs/: only when asked for
+PARTS = (*USUAL, GROWTH)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure this alone; may be repeated")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help=f"measure this alone; may be repeated (all but {GROWTH})"
+    )
     parser.add_argument("--rounds", type=_positive, default=5, help="each figure is the median of so many (5)")
     parser.add_argument("--claims", type=_positive, default=1000, help="claims in the burst (1000)")
     parser.add_argument("--existing", type=_positive, default=10_000, help="claims that a start finds (10000)")
@@ -42,7 +60,12 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="nfs-provisioner-bench-"))
     try:
         print(_run(arguments, directory))
-    except (BenchError, StartupError, AssertionError) as error:  # AssertionError: what clients and waits of tests raise
+    except (
+        BenchError,
+        StartupError,
+        AssertionError,
+        Ended,
+    ) as error:  # AssertionError: what clients and waits of tests raise
         print(f"not measured: {error}", file=sys.stderr)
         return 1
     finally:
@@ -54,9 +77,11 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, directory: Path) -> str:
-    parts = arguments.only or PARTS
+    parts = arguments.only or USUAL
     if "events" in parts:
         trees.command("lsyncd", "lsyncd")  # what is missing is told before minutes are spent
+    if GROWTH in parts:
+        plots.require()
     rows: list[report.Row] = []
     versions = []
     if set(parts) & set(CLUSTER_PARTS):
@@ -66,6 +91,12 @@ def _run(arguments: argparse.Namespace, directory: Path) -> str:
     if set(parts) & set(COPY_PARTS):
         rows += _copies(arguments.rounds, directory, parts)
         versions.append(copies.rsync_version())
+    if "usage" in parts:
+        rows += accountrows.usage_rows(accounts.usage(directory, arguments.rounds))
+    if "scrape" in parts:
+        rows += accountrows.scrape_rows(embedded.grown(directory, accountrows.SCRAPED))
+    if GROWTH in parts:
+        rows += growth.rows(directory)
     return f"{_circumstances(arguments, versions)}\n\n{report.table(rows)}"
 
 

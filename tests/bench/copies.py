@@ -68,7 +68,7 @@ def unchanged_passes(home: Path, rounds: int) -> list[Round]:
         for number in range(1, rounds + 1):
             rsync, durable = _rsync(source / "tree", target / "tree")
             ours = _sync(source / "tree", target / "tree")
-            _, inside = _once(source / "tree", target / "tree")
+            _, inside = timed_pass(source / "tree", target / "tree")
             if inside.copied_files:
                 raise BenchError(f"{inside.copied_files} files were copied although nothing had changed")
             found.append(_told("nothing changed", number, rounds, Round(rsync, durable, ours, inside)))
@@ -88,7 +88,7 @@ def delayed_passes(home: Path, rounds: int) -> list[Round]:
         for number in range(1, rounds + 1):
             rsync, durable = _rsync(both / "source", both / f"rsync-{number}", delay)
             target = both / f"ours-{number}"
-            ours, inside = _once(both / "source", target, f"--threads={THREADS}", environment=delay)
+            ours, inside = timed_pass(both / "source", target, f"--threads={THREADS}", environment=delay)
             require_equal(both / "source", target)
             found.append(_told("delayed", number, rounds, Round(rsync, durable, ours, inside)))
     return found
@@ -101,13 +101,13 @@ def renamed_passes(home: Path, rounds: int) -> list[Round]:
         fill(source / "tree", RENAMED_FILES, RENAMED_SIZE, per_directory=RENAMED_FILES)
         state = f"--state={home / 'renamed.state'}"
         _rsync(source / "tree", theirs / "tree")
-        _once(source / "tree", target / "tree", state)
+        timed_pass(source / "tree", target / "tree", state)
         name = source / "tree" / "d0000"
         for number in range(1, rounds + 1):
             name = name.rename(name.with_name(f"renamed-{number}"))
             settle(source)
             rsync, durable = _rsync(source / "tree", theirs / "tree")
-            ours, inside = _once(source / "tree", target / "tree", state)
+            ours, inside = timed_pass(source / "tree", target / "tree", state)
             require_equal(source / "tree", target / "tree")
             found.append(_told("rename", number, rounds, Round(rsync, durable, ours, inside)))
     return found
@@ -118,7 +118,7 @@ def million(home: Path, per_directory: int) -> tuple[Pass, Pass]:
     with disk(home, 48 * GIB) as both:  # as many inodes as that brings
         fill(both / "source", MILLION, 16, per_directory=per_directory)
         progress(f"{MILLION:,} files are there")
-        first, again = (_once(both / "source", both / "target")[1] for _ in range(2))
+        first, again = (timed_pass(both / "source", both / "target")[1] for _ in range(2))
     if first.copied_files != MILLION or again.copied_files:
         raise BenchError(f"{first.copied_files}, then {again.copied_files} files were copied of {MILLION}")
     progress(f"{MILLION:,} files: {first.seconds:.0f} s, {first.peak / 1e6:.0f} MB; again {again.seconds:.1f} s")
@@ -149,9 +149,10 @@ def _sync(source: Path, target: Path) -> float:
     return time.perf_counter() - began
 
 
-def _once(
+def timed_pass(
     source: Path, target: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> tuple[float, Pass]:
+    """A pass in a process of its own: seconds with its start, and what it tells."""
     target.mkdir(exist_ok=True)
     os.sync()  # of everything: images share one disk, and a sync of one waits for what another left
     began = time.perf_counter()

@@ -123,8 +123,8 @@ def _start(stand: Stand, export: Export, number: int, rounds: int) -> Start:
         ready = time.monotonic() - began
         stand.api.eventually(f"{claims}/{waiting}", lambda claim: claim["status"]["phase"] == "Bound", READY_DEADLINE)
         serving = time.monotonic() - began
-        _wait_until_calm(controller)
-        workers = tuple(memory(pid)[0] for pid in controller.workers())
+        wait_until_calm(controller)
+        workers = tuple(memory(pid)[0] for pid in children(controller.pid))
         own = memory(controller.pid)
         found = Start(answering, ready, serving, own[0] + sum(workers), own[1], own[2], workers)
         if (code := controller.stop()) != 0:
@@ -138,22 +138,30 @@ def _start(stand: Stand, export: Export, number: int, rounds: int) -> Start:
     return found
 
 
-def _wait_until_calm(controller: Controller) -> None:
+def wait_until_calm(controller: Controller, patience: float = READY_DEADLINE) -> None:
     """Until all processes together use less than a twentieth of a processor for a while."""
-    end = time.monotonic() + READY_DEADLINE
+    end = time.monotonic() + patience
     while True:
-        pids = [controller.pid, *controller.workers()]
+        pids = [controller.pid, *children(controller.pid)]
         before = sum(_processor_time(pid) for pid in pids)
         time.sleep(CALM)
         if sum(_processor_time(pid) for pid in pids) - before < CALM / 20:
             return
         if time.monotonic() > end:
-            raise BenchError(f"the controller is still busy after {READY_DEADLINE:g} s")
+            raise BenchError(f"the controller is still busy after {patience:g} s")
 
 
 def _processor_time(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def children(pid: int) -> list[int]:
+    """Pids of the processes that this one started: of a controller, all its workers."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def memory(pid: int) -> tuple[int, int, int]:

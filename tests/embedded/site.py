@@ -70,7 +70,8 @@ class CutOff(Api):
 class Controller:
     """One life of the daemon."""
 
-    def __init__(self, kubeconfig: Path, mount_root: Path, *, adopt_from: tuple[str, ...] = ()) -> None:
+    def __init__(self, kubeconfig: Path, mount_root: Path, *, adopt_from: tuple[str, ...] = (), **options: Any) -> None:
+        """`options` are the daemon's."""
         config = ControllerConfig(
             provisioner=PROVISIONER,
             adopt_from=adopt_from,
@@ -79,7 +80,7 @@ class Controller:
             http=HttpConfig("127.0.0.1", 0),
             mount_root=str(mount_root),
         )
-        self.daemon = Daemon(config, kubeconfig=str(kubeconfig), poll=0.2)
+        self.daemon = Daemon(config, kubeconfig=str(kubeconfig), poll=0.2, **options)
         self._thread = threading.Thread(target=self.daemon.run, name="daemon", daemon=True)
 
     def cut_off(self, at: int, moment: Moment) -> CutOff:

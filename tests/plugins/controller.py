@@ -138,7 +138,7 @@ class Controller:
             with contextlib.suppress(OSError):
                 words = (process / "cmdline").read_bytes().split(b"\0")
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                is_worker = b"nfs_provisioner.replication.cloning" in words and parent == self.pid
+                is_worker = b"nfs_provisioner.replication.measuring" in words and parent == self.pid
                 if is_worker and (path is None or os.fsencode(path) in words):
                     found.append(int(process.name))
         return found

@@ -11,8 +11,9 @@ from nfs_provisioner.config import Reserve
 from nfs_provisioner.errors import Infeasible, RetryLater
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
-from nfs_provisioner.volumes.decisions import Room, Situation, choose_export, decide
+from nfs_provisioner.volumes.decisions import Situation, decide
 from nfs_provisioner.volumes.objects import Claim, DataSource, Volume
+from nfs_provisioner.volumes.room import Room, choose_export
 from tests.unit.volumes.situations import GI, NAME, OURS, claim, record, room, storage_class, volume
 
 THEIRS = "other.example/nfs"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfs_provisioner.config import format_quantity, parse_duration, parse_percent, parse_quantity
+from nfs_provisioner.config import capped_quantity, format_quantity, parse_duration, parse_percent, parse_quantity
 from nfs_provisioner.config.export import OVERCOMMIT_PATTERN
 from nfs_provisioner.config.text import did_you_mean, listed, shown
 from nfs_provisioner.config.units import DURATION_PATTERN, PERCENT_PATTERN, parse_share
@@ -194,3 +194,16 @@ def test_suggestions() -> None:
     assert did_you_mean("xyz", ["onDelete", "uid"]) == "; known are onDelete, uid"
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b or c"
+
+
+@pytest.mark.parametrize("text", ["8Ei", "9Ei", "1e30", "9223372036854775808"])
+def test_a_size_beyond_int64_is_refused_where_a_person_writes_it_and_capped_where_the_api_has_it(text: str) -> None:
+    """As k8s.io/apimachinery/pkg/api/resource caps it."""
+    assert capped_quantity(text) == 2**63 - 1
+    with pytest.raises(InvalidInput, match="8Ei"):
+        parse_quantity(text)
+
+
+@pytest.mark.parametrize("text", ["0", "10Gi", "0.5", "1e3", "9223372036854775807"])
+def test_any_other_size_is_the_same_capped(text: str) -> None:
+    assert capped_quantity(text) == parse_quantity(text)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from nfs_provisioner import __version__
-from nfs_provisioner.metrics import ExportSample, Metrics, ReplicaSample, Snapshot, VolumeSample
+from nfs_provisioner.metrics import PHASES, ExportSample, Metrics, ReplicaSample, Snapshot, VolumeSample
 
 VOLUME = ("namespace", "persistentvolumeclaim", "persistentvolume", "export")
 OURS = "nfs_provisioner_"
@@ -27,6 +29,7 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     f"{OURS}volume_requested_bytes": ("gauge", VOLUME),
     f"{OURS}volume_inodes": ("gauge", VOLUME),
     f"{OURS}volume_usage_timestamp_seconds": ("gauge", VOLUME),
+    f"{OURS}volume_quota_exceeded": ("gauge", VOLUME),
     f"{OURS}export_capacity_bytes": ("gauge", ("export",)),
     f"{OURS}export_reserved_bytes": ("gauge", ("export",)),
     f"{OURS}export_used_bytes": ("gauge", ("export",)),
@@ -47,6 +50,10 @@ CONTRACT: dict[str, tuple[str, tuple[str, ...]]] = {
     f"{OURS}replication_deleted_files_total": ("counter", ("export",)),
     f"{OURS}replication_unstable_files": ("gauge", ("export",)),
     f"{OURS}replication_skipped_entries": ("gauge", ("export",)),
+    f"{OURS}replication_behind_seconds": ("gauge", ("export",)),
+    f"{OURS}replication_max_lag_seconds": ("gauge", ("export",)),
+    f"{OURS}replication_waiting_deletions": ("gauge", ("export",)),
+    f"{OURS}export_phase": ("gauge", ("export", "phase")),
     f"{OURS}leader": ("gauge", ()),
     f"{OURS}workqueue_depth": ("gauge", ()),
     f"{OURS}workqueue_retries_total": ("counter", ()),
@@ -71,8 +78,14 @@ WEB = ExportSample(
     replication_lag=12.5,
     unstable_files=5,
     skipped_entries=6,
+    phase="Degraded",
+    behind=13.5,
+    max_lag=300.0,
+    waiting_deletions=8,
 )
-DATA = VolumeSample("team", "data", "pvc-1", "web", requested=2**30, used=1234, inodes=9, usage_time=1767323045.5)
+DATA = VolumeSample(
+    "team", "data", "pvc-1", "web", requested=2**30, used=1234, inodes=9, usage_time=1767323045.5, quota_exceeded=False
+)
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -139,6 +152,7 @@ def test_levels_come_from_the_snapshot() -> None:
     assert value(series, f"{OURS}volume_requested_bytes", **volume) == 2**30
     assert value(series, f"{OURS}volume_inodes", **volume) == 9
     assert value(series, f"{OURS}volume_usage_timestamp_seconds", **volume) == 1767323045.5
+    assert value(series, f"{OURS}volume_quota_exceeded", **volume) == 0
     levels = {
         "export_capacity_bytes": 2**40,
         "export_reserved_bytes": 3 * 2**30,
@@ -152,6 +166,9 @@ def test_levels_come_from_the_snapshot() -> None:
         "replication_lag_seconds": 12.5,
         "replication_unstable_files": 5,
         "replication_skipped_entries": 6,
+        "replication_behind_seconds": 13.5,
+        "replication_max_lag_seconds": 300,
+        "replication_waiting_deletions": 8,
     }
     assert {name: value(series, OURS + name, export="web") for name in levels} == levels
     replicas = [
@@ -161,6 +178,15 @@ def test_levels_come_from_the_snapshot() -> None:
     ]
     assert replicas == [1, 1, 1, 0]
     assert (value(series, f"{OURS}leader"), value(series, f"{OURS}workqueue_depth")) == (1, 3)
+
+
+def test_an_export_is_in_one_of_all_phases() -> None:
+    series = scrape(touched())
+    phases = {phase: value(series, f"{OURS}export_phase", export="web", phase=phase) for phase in PHASES}
+    assert phases == dict.fromkeys(PHASES, 0) | {"Degraded": 1}
+    crd = yaml.safe_load((Path(__file__).resolve().parents[2] / "manifests/crd.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    assert list(PHASES) == version["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["phase"]["enum"]
 
 
 def test_what_is_not_known_has_no_sample_and_zero_has_one() -> None:
@@ -194,6 +220,21 @@ def test_the_counts_of_a_removed_export_go_and_those_of_others_stay() -> None:
     assert set(before) - set(after) == gone
     assert any(name == f"{OURS}replication_passes_total" for name, _ in gone)
     assert value(after, f"{OURS}replication_passes_total", export="db", result="clean") == 1
+
+
+def test_a_class_that_is_known_counts_from_zero() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.expect_class("nfs")
+    series = scrape(metrics)
+    for name in ("provision_total", "provision_failed_total"):
+        assert value(series, f"controller_persistentvolumeclaim_{name}", **{"class": "nfs"}, source="") == 0
+    for name in ("delete_total", "delete_failed_total"):
+        assert value(series, f"controller_persistentvolume_{name}", **{"class": "nfs"}) == 0
+    metrics.provision_total.labels("nfs", "").inc()
+    metrics.expect_class("nfs")
+    assert (
+        value(scrape(metrics), "controller_persistentvolumeclaim_provision_total", **{"class": "nfs"}, source="") == 1
+    )
 
 
 def test_counters_count() -> None:

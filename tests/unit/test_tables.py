@@ -66,9 +66,11 @@ def test_a_healthy_pair_takes_one_line() -> None:
         "a",
         "12s",
         "5Gi",
+        "5Gi",
+        "█████░░░░░",
+        "50%",
         "1Gi",
         "10Gi",
-        "5Gi",
         "2",
         "1",
         "a",
@@ -104,7 +106,7 @@ def test_messages_are_not_taken_for_markup() -> None:
 def volume(**changes: Any) -> Json:
     made: Json = {
         "namespace": "shop", "claim": "data", "export": "web", "directory": "shop-data", "requested": 1 << 30,
-        "state": "live", "phase": "Bound", "volume": "pvc-1", "lag": 5.0, "message": "",
+        "state": "live", "phase": "Bound", "volume": "pvc-1", "lag": 5.0, "message": "", "used": 1 << 20, "inodes": 3,
     }  # fmt: skip
     return made | changes
 
@@ -112,7 +114,48 @@ def volume(**changes: Any) -> Json:
 def test_a_volumes_state_is_its_pvs_phase_until_something_is_wrong() -> None:
     rows = [volume(), volume(state="orphaned", phase=""), volume(phase="Released")]
     lines = printed(lambda console: tables.volumes(console, rows)).splitlines()[2:]
-    assert [line.split()[5] for line in lines] == ["Bound", "orphaned", "Released"]
+    assert [line.split()[9] for line in lines] == ["Bound", "orphaned", "Released"]
+
+
+BARS = [
+    (None, 1 << 30, "-"),
+    (1, None, "-"),
+    (1, 0, "-"),
+    (0, 100, "░░░░░░░░░░   0%"),
+    (1, 1000, "█░░░░░░░░░   0%"),
+    (50, 100, "█████░░░░░  50%"),
+    (51, 100, "██████░░░░  51%"),
+    (999, 1000, "█████████░ 100%"),
+    (100, 100, "██████████ 100%"),
+    (5000, 100, "██████████5000%"),
+]
+
+
+@pytest.mark.parametrize(("part", "whole", "bar"), BARS)
+def test_a_bar_is_empty_for_nothing_and_full_for_everything_only(part: int | None, whole: int | None, bar: str) -> None:
+    assert tables.bar(Console(file=io.StringIO()), part, whole).plain == bar
+
+
+def test_where_there_are_no_blocks_a_bar_is_made_of_letters() -> None:
+    written = io.BytesIO()
+    output = io.TextIOWrapper(written, encoding="ascii")
+    console = Console(file=output, width=10_000)
+    tables.volumes(console, [volume(used=1 << 29)])
+    output.flush()
+    assert "#####.....  50%" in written.getvalue().decode("ascii")
+
+
+def test_volumes_are_sorted_by_what_they_take_and_the_unknown_come_last() -> None:
+    used = {"a": 0, "b": None, "c": 2, "d": 1 << 40, "e": 2, "f": None}
+    rows = tables.by_use([volume(claim=claim, used=size) for claim, size in reversed(used.items())])
+    assert [row["claim"] for row in rows] == ["d", "c", "e", "a", "b", "f"]
+
+
+def test_a_volume_says_what_it_takes_of_what_was_requested() -> None:
+    row = printed(lambda console: tables.volumes(console, [volume(used=1610612736, inodes=12)])).splitlines()[2]
+    assert row.split()[2:8] == ["1.5Gi", "1Gi", "██████████", "150%", "12", "web"]
+    unknown = printed(lambda console: tables.volumes(console, [volume(used=None, inodes=None)])).splitlines()[2]
+    assert unknown.split()[2:7] == ["-", "1Gi", "-", "-", "web"]
 
 
 @pytest.mark.parametrize("directory", ["a[b]c", "team [/bold] x", "[link=http://evil]x", "ä ü 漢字"])

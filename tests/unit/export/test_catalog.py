@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from nfs_provisioner.errors import Infeasible, RetryLater
-from nfs_provisioner.export.catalog import Catalog
-from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.export.catalog import Catalog, Full
+from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from tests.unit.export.world import volume
 
 
@@ -123,3 +126,53 @@ def test_h35_space_is_not_promised_twice(catalog: Catalog) -> None:
     assert catalog.reserved == record.requested
     catalog.put(replace(record, state=State.DELETED))
     assert catalog.reserved == 0
+
+
+def test_h35_of_many_threads_as_many_get_space_as_there_is() -> None:
+    """Each round, all of them ask at one moment for what only half of them can have."""
+    switching, threads, rounds = sys.getswitchinterval(), 8, 150
+    sys.setswitchinterval(1e-6)  # so that they overtake each other in the middle of every step
+    try:
+        for _ in range(rounds):
+            catalog, start = Catalog(), threading.Barrier(threads)
+
+            def ask(number: int, catalog: Catalog = catalog, start: threading.Barrier = start) -> bool:
+                record = volume(f"pv-{number}", f"directory-{number}")
+                start.wait()
+                try:
+                    catalog.reserve(record, limit=threads // 2 * record.requested)
+                except Full:
+                    return False
+                return True
+
+            with ThreadPoolExecutor(threads) as pool:
+                assert sum(pool.map(ask, range(threads))) == threads // 2
+            assert catalog.reserved == sum(record.requested for record in catalog.all())
+    finally:
+        sys.setswitchinterval(switching)
+
+
+@pytest.mark.parametrize("after", list(State))
+def test_it_says_when_less_is_promised_than_before_and_not_otherwise(after: State) -> None:
+    freed: list[int] = []
+    books = Catalog(on_freed=lambda: freed.append(books.reserved))
+    before = live("one", "app")
+    books.put(before)
+    books.put(replace(before, requested=2 * before.requested))
+    books.promise(replace(before, requested=3 * before.requested), limit=3 * before.requested)
+    assert freed == []
+    books.put(replace(before, state=after, requested=3 * before.requested))
+    assert freed == ([] if after in RESERVING else [0])
+
+
+def test_it_says_that_a_plan_was_dropped_a_growth_taken_back_and_a_catalog_read_anew() -> None:
+    freed: list[int] = []
+    books = Catalog(on_freed=lambda: freed.append(books.reserved))
+    one, size = volume("one", "one"), volume("one", "one").requested
+    books.reserve(one)
+    books.drop("one")
+    books.put(live("two", "two"))
+    books.promise(replace(live("two", "two"), requested=2 * size), limit=2 * size)
+    books.put(live("two", "two"))
+    books.fill([], age=lambda record: 0.0)
+    assert freed == [0, size, 0]

@@ -18,6 +18,7 @@ import pytest
 from nfs_provisioner.errors import RefusedForSafety, RetryLater
 from nfs_provisioner.replication import plain, tree
 from nfs_provisioner.replication.passes import Job, Result, run_pass
+from nfs_provisioner.replication.usage import UsageIndex
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount, chown and make devices")
@@ -122,12 +123,13 @@ def test_every_kind_of_entry_arrives_and_a_second_pass_finds_nothing(sides: Side
 
 def test_usage_is_what_du_says(sides: Sides) -> None:
     everything(sides.source)
-    counts = sides.run().counts
+    index = UsageIndex()
+    index.replace(sides.run().usage)
     said = [
         int(subprocess.run(["du", "-s", *how, sides.source], capture_output=True, check=True).stdout.split()[0])
         for how in (["--block-size=1"], ["--inodes"])
     ]
-    assert [counts.usage_bytes, counts.usage_inodes] == said
+    assert [index.bytes, index.inodes] == said
 
 
 def test_h42_what_is_replaced_or_deleted_is_in_trash(sides: Sides) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+import pytest
+
 from nfs_provisioner.export.worker import LeaseEnd
-from nfs_provisioner.volumes.exports import Services
+from nfs_provisioner.volumes.exports import Export, Services
 from nfs_provisioner.volumes.registry import Registry, export_from
+from nfs_provisioner.volumes.room import Room
 
 ROOT = "/nowhere"
 
@@ -30,6 +33,16 @@ def registry() -> Iterator[Registry]:
         yield made
     finally:
         made.stop()
+
+
+def with_room(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
+    """Every export is as good as attached: as large as its spec says, and really free but for what `free` says."""
+
+    def room(export: Export) -> Room:
+        size = export.spec.capacity or 0
+        return Room(export.spec, size, free.get(export.name, size), export.catalog.reserved)
+
+    monkeypatch.setattr(Export, "room", room)
 
 
 def tell(to: Registry, name: str, generation: int = 1, **changes: Any) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from nfs_provisioner.config import ExportSpec, ReplicaSpec, StorageClassSpec, parse_class
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
-from nfs_provisioner.volumes.decisions import Room, Situation
+from nfs_provisioner.volumes.decisions import Situation
 from nfs_provisioner.volumes.objects import Claim, Volume
+from nfs_provisioner.volumes.room import Room
 
 OURS = "nfs-provisioner.io/nfs"
 NAME = "pvc-uid-1"

@@ -11,8 +11,9 @@ import pytest
 from nfs_provisioner.config import Reserve, parse_class
 from nfs_provisioner.errors import Infeasible, InvalidInput, RetryLater
 from nfs_provisioner.export.records import ClaimRef, Policy, State, VolumeRecord
-from nfs_provisioner.volumes.decisions import Situation, choose_export, decide, frozen_policy
+from nfs_provisioner.volumes.decisions import Situation, decide, frozen_policy
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, Claim, DataSource, Volume
+from nfs_provisioner.volumes.room import choose_export
 from tests.unit.volumes.situations import (
     GI,
     NAME,

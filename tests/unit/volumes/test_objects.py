@@ -50,6 +50,12 @@ def test_a_claim_is_read() -> None:
     assert (read.key, read.requested, read.phase, read.labels) == ("pvc-uid-1", GI, "Pending", {"app": "x"})
 
 
+def test_a_size_beyond_all_bounds_does_not_hide_a_claim() -> None:
+    """It is refused like any other that does not fit, with an Event; passed over, nobody would be told."""
+    read = claim_from(raw_claim(spec={"resources": {"requests": {"storage": "9Ei"}}}), PROVISIONERS)
+    assert read is not None and read.requested == 2**63 - 1
+
+
 @pytest.mark.parametrize("annotations", [None, {}, {"volume.kubernetes.io/storage-provisioner": "other/nfs"}])
 def test_a_claim_of_another_provisioner_is_nobodys_here(annotations: dict[str, str] | None) -> None:
     assert claim_from(raw_claim(metadata={"annotations": annotations}), PROVISIONERS) is None

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from nfs_provisioner.errors import Infeasible, RetryLater
 from nfs_provisioner.export.records import ClaimRef, State
+from nfs_provisioner.volumes.decisions import Situation
+from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, DataSource, Volume
 from nfs_provisioner.volumes.planner import Plan, Planner
 from nfs_provisioner.volumes.registry import Registry
-from tests.unit.volumes.exports import registry, tell
-from tests.unit.volumes.situations import GI, NAME, OURS, claim, record, room, situation, volume
+from nfs_provisioner.volumes.room import NoRoom, Room
+from tests.unit.volumes.exports import registry, tell, with_room
+from tests.unit.volumes.situations import GI, NAME, OURS, claim, record, situation, volume
 
 
 @pytest.fixture
-def two() -> Iterator[Registry]:
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
     """web holds the archive archived-old, mail holds none."""
+    with_room(monkeypatch)
     with registry() as made:
         tell(made, "web", labels={"tier": "gold"})
         tell(made, "mail", labels={"tier": "lead"})
@@ -113,14 +119,11 @@ class Clones:
 @pytest.fixture
 def clones(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clones]:
     """Two exports; which of them has most space must not matter."""
+    with_room(monkeypatch)
     with registry() as made:
-        for name, tier, free in (("web", "gold", 5), ("mail", "lead", 50)):
-            tell(made, name, labels={"tier": tier})
-            export = made.get(name)
-            assert export is not None
-            place = room(name, capacity=free * GI, labels={"tier": tier})
-            monkeypatch.setattr(export, "room", lambda place=place: place)
-            monkeypatch.setattr(type(export), "looking", False)
+        for name, tier, size in (("web", "gold", "5Gi"), ("mail", "lead", "50Gi")):
+            tell(made, name, labels={"tier": tier}, capacity=size)
+        monkeypatch.setattr(Export, "looking", False)
         yield Clones(made)
 
 
@@ -195,3 +198,84 @@ def test_a_clone_that_was_begun_goes_on_although_its_source_is_gone(clones: Clon
     asked = claim(data_source=DataSource("PersistentVolumeClaim", "old"))
     plan = planner.plan(situation(claim=asked, record=begun))
     assert (plan.record, plan.clone_from) == (begun, "pv-old")
+
+
+def test_a_clone_needs_the_space_that_its_source_takes(clones: Clones, monkeypatch: pytest.MonkeyPatch) -> None:
+    clones.live("web")
+    web = clones.registry.get("web")
+    assert web is not None
+    web.usage.fill({"pv-old": (3 * GI, 7, 1.0, False)})
+    with_room(monkeypatch, web=2 * GI)
+    with pytest.raises(
+        NoRoom, match=r"export web lacks .* of really free space: 2Gi are free.* the copied files take 3Gi"
+    ):
+        clones.plan()
+    with_room(monkeypatch, web=4 * GI)
+    assert clones.plan().clone_from == "pv-old"
+
+
+# -- room -------------------------------------------------------------------------------------------------------------
+
+
+def plain(of: Registry, uid: str, size: int, **annotations: str) -> str:
+    """Plans one claim; where it goes."""
+    raw: dict[str, Any] = {"metadata": {"name": "nfs"}, "provisioner": OURS}
+    asked = claim(uid=uid, name=uid, requested=size, annotations=annotations)
+    return Planner(of, lambda _name: raw, OURS).plan(Situation(asked.key, asked)).export.name
+
+
+def test_h35_a_full_export_is_left_for_the_next_and_only_then_a_claim_waits(two: Registry) -> None:
+    sizes = [10, 9, 1]
+    assert [plain(two, f"uid-{number}", size * GI) for number, size in enumerate(sizes)] == ["mail", "web", "web"]
+    with pytest.raises(NoRoom, match=r"export mail lacks 1Gi: 10Gi of 10Gi .*; export web lacks 1Gi: 10Gi of 10Gi"):
+        plain(two, "uid-late", GI)
+
+
+def test_h35_a_restore_is_promised_its_size_anew(two: Registry) -> None:
+    """Its files take their space already, but nothing was promised for them while it was an archive."""
+    old = {RESTORE_ARCHIVE: "archived-old"}
+    plain(two, "uid-0", 10 * GI)
+    plain(two, "uid-1", 10 * GI)
+    with pytest.raises(
+        NoRoom, match=r"^export web lacks 1Gi: 10Gi of 10Gi are promised and 1Gi are wanted$"
+    ) as refused:
+        plain(two, "uid-heir", GI, **old)
+    assert refused.value.exports == ("web",)
+
+
+def test_a_restore_does_not_mind_the_reserve(two: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_room(monkeypatch, web=0, mail=0)
+    with pytest.raises(NoRoom, match="really free"):
+        plain(two, "uid-0", GI)
+    assert plain(two, "uid-heir", GI, **{RESTORE_ARCHIVE: "archived-old"}) == "web"
+
+
+def test_h35_claims_that_see_the_same_room_at_one_moment_share_it_out(
+    two: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them have read the figures before any of them reserves; the losers choose another export at once."""
+    threads, start, first = 40, threading.Barrier(40), threading.local()
+    inner = Export.room
+
+    def room(export: Export) -> Room:
+        found = inner(export)
+        if export.name == "web" and not getattr(first, "read", False):
+            first.read = True
+            start.wait(20)
+        return found
+
+    monkeypatch.setattr(Export, "room", room)
+
+    def ask(number: int) -> str:
+        first.read = False
+        try:
+            return plain(two, f"uid-{number}", GI)
+        except NoRoom as refusal:
+            return refusal.message
+
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(ask, range(threads)))
+    assert (answers.count("web"), answers.count("mail")) == (10, 10)
+    refused = [answer for answer in answers if answer not in ("web", "mail")]
+    assert all("export web lacks 1Gi" in answer and "export mail lacks 1Gi" in answer for answer in refused)
+    assert [export.catalog.reserved for export in two.all()] == [10 * GI, 10 * GI]

@@ -1,0 +1,249 @@
+"""Whatever is claimed, grown, written, cloned, deleted, restored and restarted: the books agree with a fresh count.
+
+Judged by what anybody could count: the PVs in the API and the records on disk for what is promised, du for what is
+used. The controller is the real one, on the embedded API server; each step is followed by the next at once, and only
+now and then (and at the end) is it given the time to finish.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from nfs_provisioner.config import parse_quantity
+from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.kube.api import NFS_EXPORT, PVC
+from nfs_provisioner.volumes.objects import EXPORT_LABEL, RESTORE_ARCHIVE
+from tests.embedded.site import MI, Controller, Site
+
+Json = dict[str, Any]
+
+EXPORTS = ("web", "next")
+CLASSES = {"both": "web,next", "narrow": "next"}
+SMALLEST = 60  # Mi
+SIZES = st.sampled_from((10, 15, 20, 40))  # Mi: a handful of claims fills an export
+PICKS = st.integers(0, 1000)
+PATIENCE = 20.0  # seconds for what is woken; nobody is looked at again so soon whom nobody wakes
+MEASURE_EVERY = 0.3
+
+
+class Books(RuleBasedStateMachine):
+    """The rules are what users and administrators do; `agree` is what must be so in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scratch = tempfile.TemporaryDirectory()
+        self._server = EmbeddedApiServer().__enter__()
+        self.site = Site(self._server, Path(self._scratch.name))
+        for export in EXPORTS:
+            self.site.make_export(export, capacity=f"{SMALLEST}Mi")
+        for name, exports in CLASSES.items():
+            self.site.make_class(name, export=exports)
+        self.capacity = dict.fromkeys(EXPORTS, SMALLEST * MI)
+        self.largest = dict(self.capacity)
+        self.number = 0
+        self.controller = self.started()
+
+    def started(self) -> Controller:
+        return Controller(self.site.kubeconfig, self.site.mount_root, measure_every=MEASURE_EVERY).start()
+
+    def teardown(self) -> None:
+        try:
+            self.settle()
+            self.restart()
+            self.settle()
+        finally:
+            self.controller.stop()
+            self.site.api.close()
+            self._server.__exit__(None, None, None)
+            self._scratch.cleanup()
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def new_claim(self, size: int, storage_class: str, **more: Any) -> None:
+        self.number += 1
+        self.site.claim(f"claim-{self.number}", f"{size}Mi", storage_class, **more)
+
+    @rule(size=SIZES, storage_class=st.sampled_from(sorted(CLASSES)), number=st.integers(1, 4))
+    def claim(self, size: int, storage_class: str, number: int) -> None:
+        for _ in range(number):
+            self.new_claim(size, storage_class)
+
+    @precondition(lambda self: self.bound())
+    @rule(pick=PICKS, more=SIZES)
+    def grow(self, pick: int, more: int) -> None:
+        claim = self.one_of(self.bound(), pick)
+        size = parse_quantity(claim["spec"]["resources"]["requests"]["storage"]) + more * MI
+        self.site.grow(claim["metadata"]["name"], str(size))
+
+    @precondition(lambda self: self.claims())
+    @rule(pick=PICKS)
+    def delete(self, pick: int) -> None:
+        """One that is bound, or one that still waits."""
+        self.site.delete_claim(self.one_of(self.claims(), pick)["metadata"]["name"])
+
+    @precondition(lambda self: self.archives())
+    @rule(pick=PICKS)
+    def restore(self, pick: int) -> None:
+        archive = self.archives()[pick % len(self.archives())]
+        self.new_claim(archive.requested // MI, "both", annotations={RESTORE_ARCHIVE: archive.directory})
+
+    @precondition(lambda self: self.bound())
+    @rule(pick=PICKS)
+    def clone(self, pick: int) -> None:
+        source = self.one_of(self.bound(), pick)
+        size = parse_quantity(source["spec"]["resources"]["requests"]["storage"])
+        reference = {"kind": "PersistentVolumeClaim", "name": source["metadata"]["name"]}
+        self.new_claim(size // MI, "both", dataSource=reference)
+
+    @precondition(lambda self: self.volumes_on_disk())
+    @rule(pick=PICKS, size=st.integers(0, 300_000), name=st.sampled_from(("one", "two", "deep/er/three")))
+    def write(self, pick: int, size: int, name: str) -> None:
+        """A file, and a second name for it, as a tenant does."""
+        file = self.directory(pick) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            opened.write(os.urandom(size))
+            os.fsync(opened.fileno())
+        link = file.with_suffix(".link")
+        link.unlink(missing_ok=True)
+        os.link(file, link)
+
+    @rule(export=st.sampled_from(EXPORTS), size=st.sampled_from((SMALLEST, 80, 120)))
+    def resize(self, export: str, size: int) -> None:
+        self.site.api.patch(NFS_EXPORT, export, {"spec": {"capacity": f"{size}Mi"}})
+        self.capacity[export] = size * MI
+        self.largest[export] = max(self.largest[export], size * MI)
+
+    @rule()
+    def restart(self) -> None:
+        self.controller.stop()
+        self.controller = self.started()
+
+    @rule()
+    def settle(self) -> None:
+        """Until nothing is left to be done; then everything must agree."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.agree()
+                return
+            except (AssertionError, FileNotFoundError):
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.02)
+
+    # -- what is there --------------------------------------------------------------------------------------------------
+
+    def claims(self) -> list[Json]:
+        return [c for c in self.site.api.list(PVC, "shop")[0] if "deletionTimestamp" not in c["metadata"]]
+
+    def bound(self) -> list[Json]:
+        return [claim for claim in self.claims() if claim["status"].get("phase") == "Bound"]
+
+    def records(self) -> list[tuple[str, VolumeRecord]]:
+        return [(export, record) for export in EXPORTS for record in self.site.records(export).values()]
+
+    def archives(self) -> list[VolumeRecord]:
+        return sorted((r for _, r in self.records() if r.state is State.ARCHIVED), key=lambda r: r.pv)
+
+    def volumes_on_disk(self) -> list[tuple[str, VolumeRecord]]:
+        live = [(export, record) for export, record in self.records() if record.state is State.LIVE]
+        return sorted(live, key=lambda one: one[1].pv)
+
+    def directory(self, pick: int) -> Path:
+        export, record = self.volumes_on_disk()[pick % len(self.volumes_on_disk())]
+        return self.site.mount_root / export / "a" / record.directory
+
+    @staticmethod
+    def one_of(found: list[Json], pick: int) -> Json:
+        return sorted(found, key=lambda obj: str(obj["metadata"]["name"]))[pick % len(found)]
+
+    # -- what must be so ------------------------------------------------------------------------------------------------
+
+    def agree(self) -> None:
+        """AssertionError while it is not."""
+        volumes = self.site.volumes()
+        promised = dict.fromkeys(EXPORTS, 0)
+        for volume in volumes:
+            assert volume["status"]["phase"] == "Bound", f"{volume['metadata']['name']} is on its way"
+            promised[volume["metadata"]["labels"][EXPORT_LABEL]] += parse_quantity(
+                volume["spec"]["capacity"]["storage"]
+            )
+        claims = self.claims()
+        names = {volume["metadata"]["name"] for volume in volumes}
+        assert {claim["spec"]["volumeName"] for claim in claims if claim["status"].get("phase") == "Bound"} == names
+        registry = self.controller.daemon.registry
+        assert registry is not None, "it does not lead yet"
+        for export in EXPORTS:
+            found = registry.get(export)
+            assert found is not None and found.ready, f"{export} is not ready"
+            on_disk = [record for record in self.site.records(export).values() if record.state is State.LIVE]
+            counts = promised[export], found.catalog.reserved, sum(record.requested for record in on_disk)
+            assert len(set(counts)) == 1, f"{export}: by PVs, in the controller, on disk: {counts}"
+            assert promised[export] <= self.largest[export], f"{export} is promised {promised[export]}"
+        for claim in claims:
+            self.nothing_fits(claim, promised)
+        self.used_is_what_du_says()
+
+    def nothing_fits(self, claim: Json, promised: dict[str, int]) -> None:
+        """Who waits, waits because there is no room."""
+        wanted = parse_quantity(claim["spec"]["resources"]["requests"]["storage"])
+        candidates = CLASSES[claim["spec"]["storageClassName"]].split(",")
+        archive = claim["metadata"].get("annotations", {}).get(RESTORE_ARCHIVE)
+        source = (claim["spec"].get("dataSource") or {}).get("name")
+        if claim["status"].get("phase") == "Bound":
+            wanted -= parse_quantity(claim["status"]["capacity"]["storage"])
+            candidates = [e for e, record in self.records() if record.pv == claim["spec"]["volumeName"]]
+            if wanted <= 0:
+                return
+        elif archive is not None:
+            candidates = [e for e, r in self.records() if (r.directory, r.state) == (archive, State.ARCHIVED)]
+        elif source is not None:
+            there = {c["metadata"]["uid"] for c in self.bound() if c["metadata"]["name"] == source}
+            candidates = [e for e, r in self.records() if r.claim.uid in there and r.requested <= wanted]
+        for export in candidates:
+            assert promised[export] + wanted > self.capacity[export], f"{claim['metadata']['name']} fits on {export}"
+
+    def used_is_what_du_says(self) -> None:
+        """The usage that the controller knows of every volume and archive."""
+        registry = self.controller.daemon.registry
+        assert registry is not None
+        for export, record in self.records():
+            if record.state not in (State.LIVE, State.ARCHIVED):
+                continue
+            found = registry.get(export)
+            assert found is not None
+            usage = found.usage.get(record.pv)
+            counted = du(self.site.mount_root / export / "a" / record.directory)
+            known = None if usage is None else (usage.bytes, usage.inodes)
+            assert known == counted, f"{export}/{record.directory}: {known} is known, du says {counted}"
+
+
+def du(top: Path) -> tuple[int, int]:
+    """Bytes on disk and inodes, hard links once."""
+    found = {}
+    for path in (top, *top.rglob("*")):
+        status = path.lstat()
+        found[status.st_ino] = status.st_blocks * 512
+    return sum(found.values()), len(found)
+
+
+TestBooks = Books.TestCase
+TestBooks.settings = settings(
+    max_examples=50,
+    stateful_step_count=15,
+    deadline=None,
+    # A history is short enough to be read as it is; to shorten it would take an hour of waiting.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
