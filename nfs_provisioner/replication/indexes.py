@@ -1,7 +1,8 @@
 """The usage of many trees, as far as there is memory for them: what child processes keep between two looks.
 
 Pure but for a lock: several threads look, each at another tree. Keeps: an index says nothing after a look at its tree
-was lost; the trees looked at last are kept, `most` directories in all.
+was lost; the trees looked at last are kept, `most` directories in all; a tree of one directory needs none, because a
+look at that directory is a look at everything.
 """
 
 from __future__ import annotations
@@ -38,17 +39,20 @@ class Indexes:
         """Add a look at everything, or at a part, that began at the Unix time `at`; the usage, if it is known now."""
         with self._lock:
             index = self._pop(key)
-            if not complete or (index is None and not whole):
+            root = found.get("")
+            flat = root is not None and not root.below
+            if not complete or (index is None and not (whole or flat)):
                 return None
-            if whole:
+            if whole or flat:
                 index = UsageIndex()
-                index.replace(found)
+                index.replace(found if root is None or not flat else {"": root})
             else:
                 assert index is not None
                 index.change(found)
             usage = None if index.wants_whole else Usage(index.bytes, index.inodes, at)
-            self._indexes[key] = index
-            self._total += len(index)
+            if len(index) > 1:
+                self._indexes[key] = index
+                self._total += len(index)
             left = self._trim()
         for one in left:
             self._dropped(one)

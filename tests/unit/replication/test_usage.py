@@ -201,13 +201,21 @@ def tree(directories: int) -> Looked:
     return {"": DirectoryUsage(8, 1, (), names), **{name: DirectoryUsage(8, 1) for name in names}}
 
 
+def test_a_tree_of_one_directory_needs_no_index() -> None:
+    indexes = Indexes()
+    assert figures(indexes.look("flat", {"": DirectoryUsage(8, 1)}, 7.0, whole=True)) == (4096, 1)
+    assert indexes.get("flat") is None
+    assert figures(indexes.look("flat", {"": DirectoryUsage(16, 2)}, 8.0, whole=False)) == (8192, 2)
+    assert indexes.look("flat", {"": DirectoryUsage(16, 2)}, 8.0, whole=True, complete=False) is None
+
+
 def test_the_indexes_used_last_are_kept() -> None:
     dropped: list[str] = []
     indexes = Indexes(10, dropped.append)
     for key in ("one", "two", "three"):
         assert figures(indexes.look(key, tree(4), 7.0, whole=True)) == (4 * 4096, 4)
     assert dropped == ["one"] and indexes.get("one") is None
-    assert indexes.look("one", {"": DirectoryUsage(8, 1)}, 8.0, whole=False) is None
+    assert indexes.look("one", {"": DirectoryUsage(8, 1, below=("d",))}, 8.0, whole=False) is None
     assert indexes.look("two", {"1": DirectoryUsage(16, 2)}, 8.0, whole=False) == Usage(5 * 4096, 5, 8.0)
     indexes.look("four", tree(4), 9.0, whole=True)
     assert dropped == ["one", "three"] and indexes.get("two") is not None
