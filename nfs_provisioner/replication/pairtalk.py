@@ -11,6 +11,7 @@ from nfs_provisioner.export.syncrecord import SyncRecord
 
 DOUBT = "ReplicaDoubted"  # reason of an error that says: a side is not the one that was proven
 ROLLED_BACK = "ActiveRolledBack"  # of one that says: the standby's copy is newer than the active side
+FOREIGN = "ForeignWrites"  # of one that says: somebody else writes to the standby
 SHOWN = 20  # names of files that a report carries; the counts are whole
 
 
@@ -58,7 +59,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One pass. `delete_limit`: share of the volume's entries, None: no limit; `allowed`: deletions confirmed."""
+    """One pass. `delete_limit`: share of the volume's entries, None: no limit.
+
+    `allowed`: deletions that a person confirmed; then what somebody else wrote on the standby may go as well.
+    """
 
     pv: str
     rev: int
@@ -87,3 +91,5 @@ class Report:
     skipped_count: int = 0
     deferred: int = 0
     waiting: int = 0
+    foreign: tuple[str, ...] = ()
+    foreign_count: int = 0

@@ -235,6 +235,9 @@ class Walk:
 
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
         self._course.tally.compared(place.path, found)
+        if (foreign := self._course.foreign) is not None:
+            for entries in (found.copies, found.inspections, found.linked, found.directories):
+                self._course.tally.kept(foreign.among(place, entries))
         for name, mine, was in found.linked:
             if self._course.links.add(inside(place.path, name), mine, was):
                 self._course.tally.blocks += mine.st_blocks
