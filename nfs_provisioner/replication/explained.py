@@ -19,9 +19,9 @@ def stalled(export: str, pv: str, count: int) -> str:
 def foreign(export: str, pv: str, ended: Ended) -> str:
     """What a person should know of entries that somebody else wrote."""
     return (
-        f"volume {pv}: somebody else writes to the standby: {ended.foreign} entries there are newer than the last pass "
-        f"({ended.message}); nothing is copied until they are gone. See who it is; then move them away, or have them "
-        f"replaced (they stay in trash): nfs-provisioner confirm-deletions {export} {pv}"
+        f"volume {pv}: somebody else writes to the standby: entries there that are newer than our last write: "
+        f"{ended.foreign} ({ended.message}); nothing is copied until they are gone. See who it is; then move them away, "
+        f"or let the next pass put them into trash: nfs-provisioner confirm-deletions {export} {pv}"
     )
 
 
@@ -29,7 +29,7 @@ def explained(report: Report) -> str:
     """Why the pass was not clean, or what it could not carry, in one line."""
     parts = [f"{path}: {why}" for path, why in (*report.errors[:NAMED], *report.skipped[:NAMED])]
     if report.foreign:
-        parts.insert(0, ", ".join(report.foreign[:NAMED]))
+        parts.insert(0, f"not ours: {', '.join(report.foreign[:NAMED])}")
     if report.waiting:
         parts.append(f"{report.waiting} deletions wait for confirmation")
     if report.unstable_count:
