@@ -20,8 +20,8 @@ def foreign(export: str, pv: str, ended: Ended) -> str:
     """What a person should know of entries that somebody else wrote."""
     return (
         f"volume {pv}: somebody else writes to the standby: entries there that are newer than our last write: "
-        f"{ended.foreign} ({ended.message}); nothing is copied until they are gone. See who it is; then move them away, "
-        f"or let the next pass put them into trash: nfs-provisioner confirm-deletions {export} {pv}"
+        f"{ended.foreign} ({ended.message}); nothing is copied until they are gone. See who it is; then move them "
+        f"away, or let the next pass put them into trash: nfs-provisioner confirm-deletions {export} {pv}"
     )
 
 
