@@ -29,6 +29,7 @@ class PairStanding:
     unstable: int = 0
     skipped: int = 0
     waiting: tuple[tuple[str, int], ...] = ()  # volumes and how many of their deletions wait
+    stopped: str = ""  # why nothing is copied until a person has acted
 
 
 @dataclass(frozen=True, slots=True)

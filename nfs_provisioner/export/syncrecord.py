@@ -35,13 +35,19 @@ class UnderWay:
 
 @dataclass(frozen=True, slots=True)
 class SyncRecord:
-    """`missed`: paths whose deletion was deferred. `unstable`: files that never held still (both capped)."""
+    """`missed`: paths whose deletion was deferred. `unstable`: files that never held still (both capped).
+
+    `wrote`: when a pass last wrote in the copy, by the standby's clock (ns); None: never, or nobody knows, because a
+    pass did not come to its end. `foreign`: what somebody else wrote there (capped).
+    """
 
     base: Base | None = None
     under_way: UnderWay | None = None
     missed: tuple[str, ...] = ()
     unstable: tuple[str, ...] = ()
     waiting: int = 0
+    wrote: int | None = None
+    foreign: tuple[str, ...] = ()
 
     @property
     def seq(self) -> int:
@@ -61,6 +67,8 @@ def encode_sync(record: SyncRecord) -> bytes:
         "missed": list(record.missed),
         "unstable": list(record.unstable),
         "waiting": record.waiting,
+        "wrote": record.wrote,
+        "foreign": list(record.foreign),
     }
     return (json.dumps(raw) + "\n").encode()
 
@@ -80,6 +88,8 @@ def decode_sync(data: bytes | None) -> SyncRecord:
             missed=tuple(map(str, raw["missed"])),
             unstable=tuple(map(str, raw["unstable"])),
             waiting=int(raw["waiting"]),
+            wrote=None if raw.get("wrote") is None else int(raw["wrote"]),
+            foreign=tuple(map(str, raw.get("foreign", ()))),
         )
     except (ValueError, KeyError, TypeError):
         return SyncRecord()

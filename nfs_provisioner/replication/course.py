@@ -15,6 +15,7 @@ from nfs_provisioner.errors import RetryLater
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.copier import Copier, Done
 from nfs_provisioner.replication.entries import Rules
+from nfs_provisioner.replication.foreign import Foreign
 from nfs_provisioner.replication.inspection import Inspector
 from nfs_provisioner.replication.job import LOCAL_THREADS, Job
 from nfs_provisioner.replication.links import Links
@@ -47,6 +48,7 @@ class Course:
         self.workers = Workers(job.threads if self.distant else max(1, job.threads - 1), self.tick, self.pulse)
         self.touched: dict[str, os.stat_result | None] = {}
         """Directories of the target whose times are to be set at the end, to the source's (None: look again)."""
+        self.foreign = Foreign(job.wrote, job.foreign, job.staging) if job.wrote is not None or job.foreign else None
         self.full = False
         self.wrote = False
         """Whether anything was written, or was about to be."""
@@ -62,6 +64,8 @@ class Course:
         """Before each write."""
         self.wrote = True
         self.job.guard()
+        if self.foreign is not None:
+            self.foreign.begin()
 
     def pulse(self) -> None:
         """From any thread: something went on."""

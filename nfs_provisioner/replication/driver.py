@@ -12,11 +12,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from nfs_provisioner.config import ReplicationSpec
-from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedForSafety
+from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedForSafety, RetryLater
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.paths import record_file_name
@@ -25,10 +25,11 @@ from nfs_provisioner.export.standing import PairStanding, VolumeStanding
 from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.replication.explained import NAMED, explained, foreign, stalled
 from nfs_provisioner.replication.mirror import Mirror
 from nfs_provisioner.replication.pair import Ended, Kept, Pair, Turn
 from nfs_provisioner.replication.pairprocess import PairProcess
-from nfs_provisioner.replication.pairtalk import DOUBT, ROLLED_BACK, Expected, Found, Report, Request
+from nfs_provisioner.replication.pairtalk import DOUBT, FOREIGN, ROLLED_BACK, Expected, Found, Report, Request
 from nfs_provisioner.replication.volumes import PASSED, outermost
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ LONGEST_PAUSE = 30.0
 CLOCK_EVERY = 10.0  # seconds for which the offset of a server's clock is believed
 DOUBT_EVERY = 60.0  # seconds between two times that both sides are judged anew
 EXPIRE_EVERY = 60.0  # seconds between looks for what was kept long enough
-NAMED = 3  # volumes or files named in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Driver:
         self._follows = False  # the mirror has compared once
         self._changed = False  # the volumes may be others now
         self._known = False  # the standby was asked how far it is
-        self._refused = ""
+        self._refused: dict[str, str] = {}  # why nothing is copied until a person acted, by volume; "": all of them
         self._trouble = ""
         self._doubted = -math.inf
         self._measured = -math.inf, 0  # when, and the source's clock less CLOCK_BOOTTIME in ns
@@ -134,8 +134,10 @@ class Driver:
 
     def standing(self) -> PairStanding:
         """How far the standby is."""
+        stopped = "; ".join(list(self._refused.values())[:NAMED])
         with self._lock:
-            return self._pair.standing(monotonic()) if self._known else PairStanding()
+            known = self._pair.standing(monotonic()) if self._known else PairStanding()
+        return replace(known, stopped=stopped)
 
     def volume(self, pv: str) -> VolumeStanding | None:
         """How far one volume's copy is."""
@@ -150,14 +152,14 @@ class Driver:
     def _halted(self, standing: PairStanding) -> str:
         longest = self._around.settings().max_lag
         late = f"the standby lags by more than maxLag ({longest:g} s)" if standing.behind > longest else ""
-        return "; ".join(part for part in (self._mirror.message, self._refused or self._trouble, late) if part)
+        return "; ".join(part for part in (self._mirror.message, standing.stopped or self._trouble, late) if part)
 
     @property
     def message(self) -> str:
         """What a person should know; empty when all is well."""
         standing = self.standing()
-        stalled = [_stalled(self._export, pv, count) for pv, count in standing.waiting[:NAMED]]
-        return "; ".join(part for part in (self._halted(standing), *stalled) if part)
+        waits = [stalled(self._export, pv, count) for pv, count in standing.waiting[:NAMED]]
+        return "; ".join(part for part in (self._halted(standing), *waits) if part)
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -238,7 +240,8 @@ class Driver:
                     age = server_now - copy.base.as_of / 1e9
                     self._pair.learned(record.pv, age, copy.base.rev, now, time.time())
             self._known = True
-        self._trouble = self._refused = ""
+        self._trouble = ""
+        self._refused.pop("", None)
 
     def _refresh(self, now: float) -> None:
         """Which volumes there are."""
@@ -251,6 +254,7 @@ class Driver:
             if pv not in self._within
         }
         self._pair.keep(kept, now)
+        self._refused = {pv: why for pv, why in self._refused.items() if not pv or pv in kept}
         if self._process is not None and _is_local(self._active):
             self._process.watch(pv for pv, record in records.items() if pv in kept and not _lies_still(record))
 
@@ -290,7 +294,7 @@ class Driver:
             level = logging.WARNING if isinstance(error, RefusedForSafety) else logging.INFO
             log.log(level, "export %s: volume %s: the pass ended: %s", self._export, turn.pv, error.message)
             if error.reason in (DOUBT, ROLLED_BACK):
-                self._tell_trouble(error)
+                self._tell_trouble(error, turn.pv)
             ended = Ended(clean=False, failed=True, message=error.message)
         except Exception as error:  # the last resort: a volume whose pass never ended would have no other
             log.exception("export %s: volume %s: unexpected error", self._export, turn.pv)
@@ -303,6 +307,8 @@ class Driver:
 
     def _make(self, turn: Turn) -> Ended:
         assert self._process is not None
+        if elsewhere := self._stopped_by(turn.pv):
+            raise RetryLater(elsewhere)
         settings = self._around.settings()
         limit = None if self._around.unlimited(turn.pv) else settings.delete_limit
         request = Request(
@@ -320,8 +326,14 @@ class Driver:
             waiting=report.waiting,
             unstable=report.unstable_count,
             skipped=report.skipped_count,
-            message=_explained(report),
+            foreign=report.foreign_count,
+            message=explained(report),
         )
+
+    def _stopped_by(self, pv: str) -> str:
+        """Why this volume's passes wait for a person who looks after another's."""
+        why = {other: why for other, why in self._refused.items() if other}
+        return "" if not why or pv in why else f"the pair is stopped: {next(iter(why.values()))}"
 
     def _clock(self) -> int | None:
         """What makes CLOCK_BOOTTIME the active server's clock, rather behind than ahead of it; None on a local disk."""
@@ -344,20 +356,31 @@ class Driver:
         self._wake.set()
         if self._stopped.is_set():
             return
-        if ended.clean and self._refused:
-            self._refused = ""
+        if ended.foreign:
+            self._tell_trouble(RefusedForSafety(foreign(self._export, turn.pv, ended), reason=FOREIGN), turn.pv)
+        elif not ended.failed:
+            self._relent(turn.pv)
         waited, waits = before.waiting if before else 0, after.waiting if after else 0
         if waits and not waited:
-            self._around.on_event(self._export, "SyncStalled", _stalled(self._export, turn.pv, waits), True)
+            self._around.on_event(self._export, "SyncStalled", stalled(self._export, turn.pv, waits), True)
         if completed or bool(waits) != bool(waited):
             self._around.on_status(self._export)
 
-    def _tell_trouble(self, error: NfsProvisionerError) -> None:
+    def _relent(self, pv: str) -> None:
+        """A pass of this volume came to its end, so both sides are who they should be."""
+        before = len(self._refused)
+        self._refused = {other: why for other, why in self._refused.items() if other not in ("", pv)}
+        if len(self._refused) != before:
+            self._around.on_status(self._export)
+
+    def _tell_trouble(self, error: NfsProvisionerError, pv: str = "") -> None:
         before = self.halted
-        if error.reason not in (DOUBT, ROLLED_BACK):
+        if error.reason not in (DOUBT, ROLLED_BACK, FOREIGN):
             self._trouble = error.message
         else:
-            self._refused = error.message
+            if pv not in self._refused and error.reason != DOUBT:
+                self._around.on_event(self._export, "SyncStalled", error.message, True)
+            self._refused = self._refused | {"" if error.reason == DOUBT else pv: error.message}
             if error.reason == DOUBT and monotonic() - self._doubted >= DOUBT_EVERY:
                 self._doubted = monotonic()
                 self._standby.doubt()
@@ -374,24 +397,3 @@ def _is_local(attachment: Attachment) -> bool:
 
 def _lies_still(record: VolumeRecord) -> bool:
     return record.state is State.ARCHIVED
-
-
-def _stalled(export: str, pv: str, count: int) -> str:
-    return (
-        f"volume {pv}: {count} deletions wait on the standby, more than deleteLimit allows. If they are meant: "
-        f"nfs-provisioner confirm-deletions {export} {pv}"
-    )
-
-
-def _explained(report: Report) -> str:
-    """Why the pass was not clean, or what it could not carry, in one line."""
-    parts = [f"{path}: {why}" for path, why in (*report.errors[:NAMED], *report.skipped[:NAMED])]
-    if report.waiting:
-        parts.append(f"{report.waiting} deletions wait for confirmation")
-    if report.unstable_count:
-        parts.append(
-            f"{report.unstable_count} files changed while they were copied ({', '.join(report.unstable[:NAMED])})"
-        )
-    if report.deferred and not report.clean:
-        parts.append(f"{report.deferred} deletions are looked at again")
-    return "; ".join(parts)

@@ -59,7 +59,15 @@ class Ending:
             return
         trash = course.copier.trash
         removal = Removal(
-            job.source, job.target, trash, course.began, job.missed, course.guard, course.beat, dry_run=job.dry_run
+            job.source,
+            job.target,
+            trash,
+            course.began,
+            job.missed,
+            course.guard,
+            course.beat,
+            course.foreign,
+            dry_run=job.dry_run,
         )
         due = [surplus.without(walk.moved_away) for surplus in walk.surplus]
         left: list[Surplus] = []

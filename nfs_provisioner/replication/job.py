@@ -23,7 +23,9 @@ class Job:
     None: everything. `delete_limit`: may so many of so many target entries go? `skip`: names at the root that are not
     part of the tree. `threads`: 4 where both sides are local, 32 over a network. `guard` raises to stop; `prove` raises
     RefusedForSafety when a side is not what it should be. `clock` gives the source's time (ns); None: this machine's.
-    `one_clock`: without a base, both sides' ctimes can be compared.
+    `one_clock`: without a base, both sides' ctimes can be compared. `wrote`: when we last wrote on the target, by its
+    own clock (ns); None: not known, and nothing there is taken for somebody else's. `foreign`: what
+    was, in the last pass.
     """
 
     source: int
@@ -45,3 +47,5 @@ class Job:
     progress: Callable[[Counts], None] = lambda counts: None
     clock: Callable[[], int] | None = None
     one_clock: bool = False
+    wrote: int | None = None
+    foreign: frozenset[str] = frozenset()

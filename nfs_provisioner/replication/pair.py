@@ -10,7 +10,7 @@ import heapq
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
 
@@ -54,6 +54,7 @@ class Ended:
     waiting: int = 0
     unstable: int = 0
     skipped: int = 0
+    foreign: int = 0  # entries that somebody else wrote on the standby
     message: str = ""
 
 
@@ -132,9 +133,9 @@ class Pair:
     def confirm(self, pv: str, now: float) -> int:
         """A person wants the deletions that wait; how many, 0 when none do."""
         volume = self._volumes.get(pv)
-        if volume is None or not volume.ended.waiting:
+        if volume is None or not (volume.ended.waiting or volume.ended.foreign):
             return 0
-        volume.confirmed = volume.ended.waiting
+        volume.confirmed = volume.ended.waiting + volume.ended.foreign
         volume.full_due, volume.troubles = now, 0
         if volume.began is None:
             self._set_due(pv, volume, now)
@@ -173,12 +174,10 @@ class Pair:
         volume.troubles = 0 if ended.clean else volume.troubles + 1
         if not ended.failed:  # a pass that was cut off has not looked at everything
             volume.ended = ended
-            if turn.allowed or not ended.waiting:  # it was for once, and for what was seen then
+            if turn.allowed or not (ended.waiting or ended.foreign):  # it was for once, and for what was seen then
                 volume.confirmed = 0
         else:
-            volume.ended = Ended(
-                False, True, volume.ended.waiting, volume.ended.unstable, volume.ended.skipped, ended.message
-            )
+            volume.ended = replace(volume.ended, clean=False, failed=True, message=ended.message)
         if not ended.clean:
             volume.dirty = None
             pause = self._pause(volume, ended, took)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the engine is the child's
 
 DOUBT = "ReplicaDoubted"  # reason of an error that says: a side is not the one that was proven
 ROLLED_BACK = "ActiveRolledBack"  # of one that says: the standby's copy is newer than the active side
+FOREIGN = "ForeignWrites"  # of one that says: somebody else writes to the standby
 SHOWN = 20  # names of files that a report carries; the counts are whole
 
 
@@ -63,7 +64,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One pass. `delete_limit`: share of the volume's entries, None: no limit; `allowed`: deletions confirmed."""
+    """One pass. `delete_limit`: share of the volume's entries, None: no limit.
+
+    `allowed`: deletions that a person confirmed; then what somebody else wrote on the standby may go as well.
+    """
 
     pv: str
     rev: int
@@ -91,6 +95,8 @@ class Report:
     skipped_count: int = 0
     deferred: int = 0
     waiting: int = 0
+    foreign: tuple[str, ...] = ()
+    foreign_count: int = 0
 
 
 def report_of(result: Result, usage: Usage | None) -> Report:
@@ -109,4 +115,6 @@ def report_of(result: Result, usage: Usage | None) -> Report:
         skipped_count=len(result.skipped),
         deferred=len(result.deferred),
         waiting=result.waiting,
+        foreign=tuple(result.foreign[:SHOWN]),
+        foreign_count=len(result.foreign),
     )

@@ -104,7 +104,7 @@ class PairWorker:
         def read(name: str) -> SyncRecord:
             self.beat.bump(slot)
             found = syncrecord.decode_sync(fs.read_file(self.sync, name))
-            return replace(found, missed=(), unstable=())
+            return replace(found, missed=(), unstable=(), foreign=())
 
         names = [n for n in os.listdir(self.sync) if n.endswith(".json") and not n.endswith(".dirs.json")]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -225,6 +225,7 @@ class _Pass:
                 f"{self._seq}: it was rolled back (restored from a backup or a snapshot?); nothing is copied from it",
                 reason=ROLLED_BACK,
             )
+        self._wrote = self._before.wrote or 0
         self._walking = False
         self._written = False
         self._lock = threading.Lock()
@@ -255,6 +256,8 @@ class _Pass:
                 prove=self._prove,
                 clock=None if self._request.clock is None else self._source_time,
                 one_clock=self._worker.local,
+                wrote=None if request.allowed else self._before.wrote,
+                foreign=frozenset() if request.allowed else frozenset(self._before.foreign),
                 progress=lambda _counts: self._worker.beat.bump(self._slot),
             )
         )
@@ -293,7 +296,7 @@ class _Pass:
         worker.prove(self._records)
         self._seq = self._raise_seq()
         worker.beat.bump(self._slot)
-        self._note(replace(self._before, under_way=UnderWay(self._seq, time.time_ns())))
+        self._note(replace(self._before, under_way=UnderWay(self._seq, time.time_ns()), wrote=None))
         name = kept.kept_name(self._request.pv, time.time())
         if fs.exists(worker.staging, name) or fs.exists(worker.trash, name):
             name = f"{name}~{os.urandom(4).hex()}"
@@ -321,8 +324,17 @@ class _Pass:
                 missed=tuple(sorted(result.deferred)),
                 unstable=tuple(result.unstable),
                 waiting=result.waiting,
+                wrote=self._last_write(result),
+                foreign=result.foreign,
             )
         )
+
+    def _last_write(self, result: Result) -> int | None:
+        """When we last wrote in the copy, by the standby's clock; it never goes back, though that clock may."""
+        if not self._written and (self._before.wrote is not None or not result.clean):
+            return self._before.wrote
+        os.utime(self._workplace.staging)
+        return max(self._wrote, os.fstat(self._workplace.staging).st_ctime_ns)
 
     def _outdated(self, result: Result) -> bool:
         """Whether what stands there is worth a write although nothing was copied."""

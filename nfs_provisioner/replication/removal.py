@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.copier import GONE
 from nfs_provisioner.replication.entries import inside, is_silly
+from nfs_provisioner.replication.foreign import Foreign
 from nfs_provisioner.replication.trash import Trash
 
 
@@ -43,7 +44,7 @@ class Removed:
     names: list[str] = field(default_factory=list)
     deferred: list[str] = field(default_factory=list)
     reappeared: list[str] = field(default_factory=list)
-    skipped: list[tuple[str, str]] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     errors: list[tuple[str, OSError]] = field(default_factory=list)
     left: Surplus | None = None
 
@@ -60,10 +61,11 @@ class Removal:
         missed: frozenset[str],
         guard: Callable[[], None],
         beat: Callable[[], None],
+        foreign: Foreign | None,
         *,
         dry_run: bool,
     ) -> None:
-        self._beat = beat
+        self._beat, self._foreign = beat, foreign
         self._source, self._target, self._trash, self._began = source, target, trash, began
         self._missed, self._guard, self._dry_run = missed, guard, dry_run
         self._device = os.fstat(target).st_dev
@@ -85,8 +87,11 @@ class Removal:
                         continue
                     if found.st_dev != self._device:
                         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
-                    removed.entries += tree.count_entries(fd, name, self._beat) if tree.is_directory(found) else 1
-                    names.append(name)
+                    if entries := self._count(fd, path, name, found):
+                        removed.entries += entries
+                        names.append(name)
+                    else:
+                        removed.foreign.append(path)
                 except OSError as error:
                     mounted = "not deleted: something is mounted here or below"
                     removed.errors.append(
@@ -96,6 +101,17 @@ class Removal:
             os.close(fd)
         removed.left = Surplus(surplus.path, tuple(names), surplus.settled)
         return removed
+
+    def _count(self, directory: int, path: str, name: str, found: os.stat_result) -> int:
+        """Entries that the name stands for; 0 when somebody else wrote it, or into it."""
+        foreign = self._foreign
+        if foreign is not None and foreign.knows(path):
+            return 0
+        if not tree.is_directory(found):
+            return 0 if foreign is not None and foreign.is_foreign(directory, name, found) else 1
+        if foreign is None:
+            return tree.count_entries(directory, name, self._beat)
+        return tree.count_entries(directory, name, self._beat, lambda fd, now: foreign.is_foreign(fd, ".", now))
 
     def remove(self, surplus: Surplus, *, forbidden: bool) -> Removed:
         """Move to trash what the source still lacks; `forbidden`: put everything off."""

@@ -39,9 +39,9 @@ class Result:
 
     `unstable`: entries (directories, too) that did not hold still; `skipped` what was left out or not carried in full,
     and why; `different`: same metadata, other content, kept on both sides; `deferred`: deletions put off, to be given
-    to the next pass; `waiting`: deletions above the limit. `usage`: what each directory that was walked takes on the
-    source (None: it is gone); `measured`: none that should have been walked is missing there. `log`, of a dry run: what
-    would be done.
+    to the next pass; `waiting`: deletions above the limit; `foreign`: what somebody else wrote on the target, where it
+    is kept. `usage`: what each directory that was walked takes on the source (None: it is gone); `measured`: none that
+    should have been walked is missing there. `log`, of a dry run: what would be done.
     """
 
     clean: bool
@@ -53,6 +53,7 @@ class Result:
     different: tuple[str, ...] = ()
     deferred: frozenset[str] = frozenset()
     waiting: int = 0
+    foreign: tuple[str, ...] = ()
     directories: dict[str, DirectoryId] = field(default_factory=dict)
     usage: Mapping[str, DirectoryUsage | None] = field(default_factory=dict)
     measured: bool = True
@@ -69,6 +70,7 @@ class Tally:
         self.skipped: list[tuple[str, str]] = []
         self.errors: list[tuple[str, str]] = []
         self.different: list[str] = []
+        self.foreign: list[str] = []
         self.log: list[str] = []
         self.deferred: set[str] = set()
         self.waiting = 0
@@ -112,9 +114,16 @@ class Tally:
         self.deferred.update(done.deferred)
         for name in done.reappeared:
             self.moved(name)
-        self.skip(done.skipped)
+        self.kept(done.foreign)
         for name, error in done.errors:
             self.failed(name, error)
+
+    def kept(self, names: Iterable[str]) -> None:
+        """Entries of the target that somebody else wrote."""
+        for name in names:
+            self.doubts = True
+            if len(self.foreign) < NAMED:
+                self.foreign.append(name)
 
     def moved(self, path: str) -> None:
         """An entry that did not hold still."""
@@ -182,6 +191,7 @@ class Tally:
             different=tuple(self.different),
             deferred=frozenset(self.deferred),
             waiting=self.waiting,
+            foreign=tuple(self.foreign),
             directories=directories,
             usage=usage,
             measured=measured and not self.unseen,

@@ -86,7 +86,7 @@ class Trash:
         try:
             return tree.open_directory(self._directory, path)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # a link may be kept under that name
                 raise
         fd = os.dup(self._directory)
         for part in path.split("/"):

@@ -25,6 +25,7 @@ _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CHUNK = 4000  # bytes of path that one call resolves; PATH_MAX is 4096 with the final zero
 _STATX_BTIME = 0x800
 _AT_EMPTY_PATH = 0x1000
+_AT_SYMLINK_NOFOLLOW = 0x100
 _LISTINGS = 3
 _BEAT = 16_384  # entries listed between two signs of life
 _COARSE = 5  # CLOCK_REALTIME_COARSE, which the kernel stamps files with
@@ -209,14 +210,27 @@ def _list_once(fd: int, listing: Listing, with_stats_below: int, beat: Callable[
                 return
 
 
-def directory_id(fd: int) -> DirectoryId | None:
-    """What identifies an open directory beyond reuse of its inode number; None where the file system shows nothing."""
+def _birth(directory: int, name: bytes, flags: int) -> tuple[int, int] | None:
+    """Inode, and birth in ns; None where the file system, or the kernel, shows no time of birth."""
     buffer = (ctypes.c_uint64 * 32)()
     words = ctypes.cast(buffer, ctypes.POINTER(ctypes.c_uint32))
     statx = getattr(_LIBC, "statx", None)
-    if statx is not None and statx(fd, b"", _AT_EMPTY_PATH, _STATX_BTIME | 0x100, buffer) == 0 and words[0] & 0x800:
-        # struct statx: stx_mask is word 0, stx_ino double word 4, stx_btime (seconds, then nanoseconds) double word 10
-        return buffer[4], ctypes.c_int64(buffer[10]).value * 1_000_000_000 + words[22]
+    if statx is None or statx(directory, name, flags, _STATX_BTIME | 0x100, buffer) != 0 or not words[0] & _STATX_BTIME:
+        return None
+    # struct statx: stx_mask is word 0, stx_ino double word 4, stx_btime (seconds, then nanoseconds) double word 10
+    return buffer[4], ctypes.c_int64(buffer[10]).value * 1_000_000_000 + words[22]
+
+
+def born(directory: int, name: str) -> int | None:
+    """When an entry's inode was made (ns, the file server's clock); None where nobody knows."""
+    found = _birth(directory, os.fsencode(name), _AT_SYMLINK_NOFOLLOW)
+    return None if found is None else found[1]
+
+
+def directory_id(fd: int) -> DirectoryId | None:
+    """What identifies an open directory beyond reuse of its inode number; None where the file system shows nothing."""
+    if (found := _birth(fd, b"", _AT_EMPTY_PATH)) is not None:
+        return found
     handle = root_handle(fd)
     return None if handle.startswith("inode:") else (os.fstat(fd).st_ino, handle)
 
@@ -244,14 +258,24 @@ def moment() -> int:
     return now
 
 
-def count_entries(root: int, path: str, beat: Callable[[], None]) -> int:
-    """Entries below (and including) the directory `path`. OSError EXDEV when something is mounted in it."""
+def count_entries(
+    root: int,
+    path: str,
+    beat: Callable[[], None],
+    changed: Callable[[int, os.stat_result], bool] = lambda fd, found: False,
+) -> int:
+    """Entries below (and including) the directory `path`; 0 as soon as `changed` says so of one of the directories.
+
+    OSError EXDEV when something is mounted in it.
+    """
     total, pending = 1, [path]
     while pending:
         above = pending.pop()
-        fd = open_directory(root, above)
+        fd, found = open_and_look(root, above)
         beat()
         try:
+            if changed(fd, found):
+                return 0
             with os.scandir(fd) as scan:
                 for entry in scan:
                     total += 1

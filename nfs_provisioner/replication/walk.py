@@ -245,6 +245,9 @@ class Walk:
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
         self._course.tally.compared(place.path, found)
         place.add(found)
+        if (foreign := self._course.foreign) is not None:
+            for entries in (found.copies, found.inspections, found.linked, found.directories):
+                self._course.tally.kept(foreign.among(place, entries))
         for name, mine, was in found.linked:
             self._course.links.add(inside(place.path, name), mine, was)
         for name, mine, _ in found.obstacles:

@@ -121,7 +121,8 @@ def _confirm(export: Asked, pv: str) -> str:
         raise RetryLater(f"export {export.name}: the standby does not follow now: {export.message}")
     confirmed = partner.confirm(record.pv)
     if not confirmed:
-        raise RefusedForSafety(f"no deletions of volume {record.pv} wait for confirmation")
+        raise RefusedForSafety(f"nothing of volume {record.pv} waits for confirmation")
     return (
-        f"{confirmed} deletions of volume {record.pv} (claim {record.claim}) are made on the standby with the next pass"
+        f"{confirmed} deletions of volume {record.pv} (claim {record.claim}) are made on the standby with the next "
+        "pass; what it replaces or deletes stays in trash there for trashRetention"
     )

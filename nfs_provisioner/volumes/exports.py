@@ -327,8 +327,11 @@ class Export:
             records = self.catalog.all()
             active, space = self._active, self._active.space if self._active else None
             phase = self._verdict.phase
+            standing = self._partner.standing() if self._partner is not None else None
             if phase == "Ready" and not self.ready:
                 phase = "Initializing" if not self._remembered.promotion else "Degraded"
+            elif phase == "Ready" and standing is not None and standing.stopped:
+                phase = "Halted"  # of the pair: the active side serves on, and takes new volumes
             elif phase == "Ready" and self._standby_is_behind():
                 phase = "Degraded"
             return ExportStatus(
@@ -347,7 +350,7 @@ class Export:
                 archives=sum(1 for record in records if record.state is State.ARCHIVED),
                 unmanaged=self._housekeeping.unmanaged if active else None,
                 replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
-                standing=self._partner.standing() if self._partner is not None else None,
+                standing=standing,
                 handled=self._answers.handled,
             )
 

@@ -98,10 +98,10 @@ def _conditions(status: ExportStatus, before: Mapping[str, Any], now: str) -> li
     reason = _REASONS.get(status.phase, status.phase)
     made = [_condition("Ready", value, reason, status.message, status.generation, before, now)]
     if status.standing is not None:
-        waiting = status.standing.waiting
+        waiting, stopped = status.standing.waiting, status.standing.stopped
         named = ", ".join(f"{pv} ({count})" for pv, count in waiting[:10])
-        message = f"deletions wait for confirmation on the standby: {named}" if waiting else ""
-        state, reason = ("True", "DeleteLimit") if waiting else ("False", "InSync")
+        message = stopped or (f"deletions wait for confirmation on the standby: {named}" if waiting else "")
+        state, reason = ("True", "Stopped" if stopped else "DeleteLimit") if message else ("False", "InSync")
         made.append(_condition("SyncStalled", state, reason, message, status.generation, before, now))
     return made
 

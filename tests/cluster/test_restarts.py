@@ -100,7 +100,7 @@ def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
         for number in range(20):  # work that the first one would love to do
             site.delete({"metadata": {"name": f"h16-{number}", "namespace": site.namespace}})
         eventually(lambda: archives(web) == archived + 20 and agree(site, web), "20 are archived, and all agrees")
-        before = {replica: snapshot(web.root(replica)) for replica in "ab"}
+        before = eventually(Still(web), "the new leader has copied all, and does nothing more")
         said = len(controller.log)
         controller.signal(signal.SIGCONT)
         assert controller.wait() == 1
@@ -113,6 +113,19 @@ def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
 
 def archives(export: ExportOnDisk) -> int:
     return sum(record["state"] == "archived" for record in export.records().values())
+
+
+class Still:
+    """True, being what lies there, once ten looks in a row saw the same."""
+
+    def __init__(self, export: ExportOnDisk) -> None:
+        self.export, self.seen, self.times = export, dict[str, dict[str, tuple[int, int]]](), 0
+
+    def __call__(self) -> dict[str, dict[str, tuple[int, int]]] | None:
+        now = {replica: snapshot(self.export.root(replica)) for replica in "ab"}
+        self.times = self.times + 1 if now == self.seen else 0
+        self.seen = now
+        return now if self.times >= 10 else None
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:

@@ -56,6 +56,10 @@ def seen(controller: Controller) -> Json:
     return found if code == 200 and found["exports"] else {"exports": [{"lag": None}], "volumes": []}
 
 
+def message_of(controller: Controller, pv: str) -> str:
+    return next((str(row["message"]) for row in seen(controller)["volumes"] if row["volume"] == pv), "")
+
+
 def scrape(controller: Controller) -> dict[str, float]:
     lines = controller.daemon.metrics.render().decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
@@ -144,6 +148,34 @@ def test_too_many_deletions_wait_until_they_are_confirmed(site: Pair) -> None:
         site.until(lambda: site.condition("SyncStalled") == "False", "it is still said to be stalled")
         assert site.export_status("web")["lastHandledRequest"]["result"] == "Done"
         site.until(lambda: seen(controller)["volumes"][0]["waiting"] == 0, "they still wait")
+
+
+def test_h38_a_standby_that_somebody_else_writes_to_stops_the_pair_until_a_person_has_looked(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    site.claim("other")
+    with site.controller() as controller:
+        pv, other = site.bound("data"), site.bound("other")
+        for name, volume in (("file", pv), ("first", other)):
+            (site.on("a", volume) / name).write_text("data")
+            site.arrives(volume, name, "data")
+        noted = site.mount_root / "web/b/.nfs-provisioner/sync" / f"{pv}.json"
+        site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+        (site.on("b", pv) / "strange").write_text("written by a pod that mounts the standby")
+        site.until(lambda: site.condition("SyncStalled") == "True", "nobody is told of the strange file")
+        assert site.export_status("web")["phase"] == "Halted"
+        (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
+        assert f"confirm-deletions web {pv}" in message and "strange" in message
+        (site.on("a", other) / "second").write_text("waits")
+        site.until(lambda: "the pair is stopped" in message_of(controller, other), "the other volume is not stopped")
+        assert not (site.on("b", other) / "second").exists()
+        assert (site.on("b", pv) / "strange").read_text().startswith("written by a pod")
+        request = f"confirm-deletions {pv} epoch=1 at=now"
+        site.api.patch(NFS_EXPORT, "web", {"metadata": {"annotations": {"nfs-provisioner.io/request": request}}})
+        site.until(lambda: site.copied(pv) == ["file"], "the strange file did not go to trash")
+        site.arrives(other, "second", "waits")
+        site.until(lambda: site.condition("SyncStalled") == "False", "it is still said to be stopped")
+        site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
 
 
 def test_a_claim_that_lives_by_deleting_says_so(site: Pair) -> None:

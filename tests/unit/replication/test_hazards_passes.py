@@ -161,6 +161,22 @@ def test_h20_a_source_that_cannot_be_read_deletes_nothing(operation: str, tmp_pa
         assert not (sides.target / "d" / "e").exists()
 
 
+# H42: what trash has may stand where a directory is to be
+
+
+def test_h42_a_kept_link_does_not_stand_in_the_way_of_what_is_kept_below_its_name(sides: Sides) -> None:
+    (sides.source / "a").symlink_to("a")
+    sides.quiet()
+    (sides.source / "a").unlink()
+    (sides.source / "a" / "below").mkdir(parents=True)
+    (sides.source / "a" / "below" / "in").write_text("one")
+    os.link(sides.source / "a" / "below" / "in", sides.source / "a" / "linked")
+    sides.quiet()
+    (sides.source / "a" / "below" / "in").write_text("two")
+    sides.quiet()
+    assert len(sides.kept("a")) == 2
+
+
 # H22: the target is full, or read-only
 
 

@@ -16,6 +16,7 @@ from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedF
 from nfs_provisioner.export import kept
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.syncrecord import Base, SyncRecord, UnderWay, decode_sync, encode_sync
+from nfs_provisioner.replication.ending import Ending
 from tests.unit.replication.twins import Twins
 
 
@@ -209,6 +210,46 @@ def test_h38_two_mounts_that_changed_places_are_noticed_by_the_open_child(twins:
     with pytest.raises(RefusedForSafety, match="another file system"):
         twins.run(worker, "pv")
     assert not (twins.root("a") / "pv/file").exists()  # which is the standby's disk
+
+
+def test_h38_what_somebody_else_wrote_on_the_standby_is_kept_until_a_person_confirms(twins: Twins) -> None:
+    twins.make("pv")
+    (twins.root("a") / "pv/file").write_text("data")
+    worker, _ = twins.opened()
+    assert twins.run(worker, "pv").clean
+    twins.later()
+    (twins.root("b") / "pv/strange").write_text("of somebody else")
+    for _ in range(2):
+        report = twins.run(worker, "pv")
+        assert (report.clean, report.foreign, report.foreign_count) == (False, ("strange",), 1)
+        (twins.root("a") / "pv/file").write_text("newer")  # which the next pass writes: that must not hide it
+    assert (twins.root("b") / "pv/file").read_text() == "newer"
+    assert (twins.root("b") / "pv/strange").read_text() == "of somebody else"
+    report = twins.run(worker, "pv", allowed=1)
+    assert report.clean and report.deleted == 1
+
+
+def test_h38_what_a_pass_wrote_that_did_not_come_to_its_end_is_not_somebody_elses(twins: Twins) -> None:
+    twins.make("pv")
+    (twins.root("a") / "pv/file").write_text("data")
+    worker, _ = twins.opened()
+    assert twins.run(worker, "pv").clean
+    noted = twins.noted("pv")
+    assert noted.wrote is not None
+    (twins.root("a") / "pv/file").write_text("newer")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Ending, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            twins.run(worker, "pv")
+    assert twins.noted("pv").wrote is None
+    (twins.root("a") / "pv/file").write_text("newest")
+    twins.later()
+    assert twins.run(worker, "pv").clean
+    assert (twins.noted("pv").wrote or 0) > noted.wrote
 
 
 def test_h37_an_active_side_behind_what_the_copy_has_seen_is_not_copied(twins: Twins) -> None:
