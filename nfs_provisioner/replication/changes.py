@@ -52,7 +52,8 @@ class Unit:
 class Place:
     """One directory, open on both sides. `target` is None where that side lacks it; `unit` then collects its copy.
 
-    `users` counts the tasks that still need the descriptors. The rest sums up what the source has here.
+    `users` counts the tasks that still need the descriptors; `rules` is what its entries are compared by. The rest sums
+    up what the source has here.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Place:
     found: os.stat_result
     unit: Unit | None = None
     users: int = 1
+    rules: Rules | None = None
     blocks: int = 0
     inodes: int = 1
     linked: list[Linked] = field(default_factory=list)
@@ -134,12 +136,14 @@ def survey(
     skip: frozenset[str],
     beat: Callable[[], None],
     *,
+    known: DirectoryId | None,
     distant: bool,
 ) -> Survey:
     """Open and list the directory on both sides, and compare it unless it is large or `distant`.
 
-    `target_path` is None where the target lacks it. OSError (TargetError) when a side cannot be opened or listed; EXDEV
-    for a mount point. `beat` is called now and then.
+    `target_path` is None where the target lacks it. `known`: which directory of the source the target's is a copy of;
+    of any other, everything is compared in depth, because its files came with it, old times and all. OSError
+    (TargetError) when a side cannot be opened or listed; EXDEV for a mount point. `beat` is called now and then.
     """
     fd, found_here = tree.open_and_look(source, path)
     place = Place(path, fd, None, found_here)
@@ -149,7 +153,11 @@ def survey(
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
         ours = tree.list_directory(fd, with_stats_below=small, until_settled=True, beat=beat)
         place.found = os.fstat(fd)
-        found = Survey(place, None, tree.directory_id(fd), ours.settled, [], 0, Changes(), set(), set())
+        identity = tree.directory_id(fd)
+        if target_path is not None and rules.base is not None and identity is not None and identity != known:
+            rules = rules.strict
+        place.rules = rules
+        found = Survey(place, None, identity, ours.settled, [], 0, Changes(), set(), set())
         if target_path is not None:
             with _of_target(path):
                 place.target = tree.open_directory(target, target_path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum, StrEnum
 from operator import attrgetter
 
@@ -141,6 +141,11 @@ class Rules:
     one_clock: bool = False
     checksum: bool = False
     device: int = 0
+
+    @property
+    def strict(self) -> Rules:
+        """For a directory that is not the one it was: what lies in it may be old, and was still never compared."""
+        return replace(self, base=None, one_clock=False)
 
     def suspicious(self, source: os.stat_result, target: os.stat_result) -> bool:
         """Whether the source may have changed since it was copied, although it looks equal."""

@@ -41,7 +41,7 @@ class Inspector:
                     done.unstable.append(path)
                 elif same:
                     self._mend(place, name, found, was, place.target, path, done)
-                elif self._rules.checksum and (self._copier.dry_run or not self._rules.suspicious(found, was)):
+                elif self._rules.checksum and (self._copier.dry_run or not self._of(place).suspicious(found, was)):
                     done.different.append(path)
                 else:
                     self._copier.copy_one(place, None, name, found, was, done)
@@ -53,6 +53,9 @@ class Inspector:
             if done.full:
                 break
         return done
+
+    def _of(self, place: Place) -> Rules:
+        return place.rules or self._rules
 
     def _same_inside(
         self, place: Place, name: str, found: os.stat_result, target: int, was: os.stat_result
@@ -146,7 +149,7 @@ class Inspector:
         assert place.target is not None
         try:
             access = same_access(found, was, self._holds) or not self._copier.lets_in(found.st_mode)
-            if access and not self._rules.checksum and not self._rules.suspicious(found, was):
+            if access and not self._rules.checksum and not self._of(place).suspicious(found, was):
                 return done
             wanted, present = (contents.attributes(fd, self._holds) for fd in (place.source, place.target))
             if access and wanted == present:

@@ -49,13 +49,12 @@ class Links:
         self._sets: dict[int, _Set] = {}
         self._claimed: set[int] = set()
 
-    def add(self, path: str, found: os.stat_result, was: os.stat_result | None) -> None:
+    def add(self, path: str, found: os.stat_result, was: os.stat_result | None, rules: Rules) -> None:
         """Note a name."""
         known = self._sets.get(found.st_ino)
         if known is None:
             known = self._sets[found.st_ino] = _Set(found.st_nlink)
         known.names.append((path, was.st_ino if was is not None else 0))
-        rules = self._rules
         known.equal = known.equal and was is not None and equal(found, was, rules.holds)
         known.equal = known.equal and was is not None and not rules.checksum and not rules.suspicious(found, was)
 
@@ -74,8 +73,16 @@ class Links:
             late = [path for path in known.late if path in freed]
             for path in (*(path for path, _ in known.names), *late) if late else ():
                 if (found := tree.look_at(self._source, path)) is not None and not tree.is_directory(found):
-                    links.add(path, found, tree.look_at(self._target, path))
+                    links.add(path, found, tree.look_at(self._target, path), self._rules.strict)
         return links
+
+    def drop(self, directories: Collection[str]) -> None:
+        """These directories are looked at once more: their names come again."""
+        for inode, known in list(self._sets.items()):
+            known.names = [(path, was) for path, was in known.names if parent(path) not in directories]
+            known.late = [path for path in known.late if parent(path) not in directories]
+            if not known.names and not known.late:
+                del self._sets[inode]
 
     def incomplete(self) -> list[str]:
         """First names of sets of which not all names were seen: they lie elsewhere, or were not walked."""

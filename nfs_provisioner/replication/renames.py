@@ -49,6 +49,13 @@ class Renames:
                 path = after + path[len(before) :]
         return path
 
+    def before(self, path: str) -> str:
+        """Where what the target has at `path` now was before the renames that were done."""
+        for before, after in reversed(self._done):
+            if path == after or path.startswith(after + "/"):
+                path = before + path[len(after) :]
+        return path
+
     def rename(self, origin: str, path: str) -> None:
         """Rename on the target. OSError when its parent is missing, or something took the name meanwhile."""
         above = tree.open_directory(self._target, parent(origin))

@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -27,6 +27,7 @@ from nfs_provisioner.replication.removal import Surplus
 from nfs_provisioner.replication.renames import Renames
 from nfs_provisioner.replication.usage import DirectoryUsage
 
+_MORE_LOOKS = 3  # at directories that change during a pass
 _MOUNTED = "something is mounted here: a copy ends at mount points"
 _MOUNTED_THERE = "something is mounted here on the target: unmount it, it is in the way of the copy"
 
@@ -59,6 +60,11 @@ class Walk:
         spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64 - 4 * course.workers.threads
         self._most_open = max(2, min(4 * course.workers.threads, spare // 4))  # three descriptors each
         self._asked: set[str] = set()
+        self._restless: dict[str, int] = {}
+        """Directories that changed after the pass had begun, with their ctimes then: something may have left them, into
+        one that was listed before."""
+        self._seen_before: set[str] = set()
+        self._moved_here = False
         self.directories = dict(job.directories) if job.only is not None else {}
         self.surplus: list[Surplus] = []
         self.obstacles: list[tuple[str, str]] = []
@@ -92,9 +98,50 @@ class Walk:
             self._pending.append(_Item(path, path, shallow=True))
 
     def run(self) -> None:
-        """Walk everything, and publish what it led to."""
-        course, workers = self._course, self._course.workers
+        """Walk everything, and publish what it led to; then look once more where something may have been moved to."""
         self._start()
+        self._walk()
+        for turn in range(_MORE_LOOKS if self._restless and not self._course.job.dry_run else 0):
+            changed = self._changed(since_looked=turn > 0)
+            self._moved_here = False
+            self._look_again(changed)
+            self._walk()
+            if turn and not self._moved_here:
+                return
+        if self._moved_here:
+            self._course.tally.moved("")  # things are moved about faster than they can be followed
+
+    def _changed(self, *, since_looked: bool) -> set[str]:
+        """Directories of the source that changed since the pass began, or since they were looked at."""
+        course, found = self._course, set[str]()
+        walked = [path for path, usage in self.usage.items() if usage is not None]
+        looked = dict(self._restless)
+
+        def ask(paths: Sequence[str]) -> list[tuple[str, os.stat_result | None]]:
+            course.pulse()
+            return [(path, tree.look_at(course.job.source, path)) for path in paths]
+
+        def then(answers: list[tuple[str, os.stat_result | None]]) -> None:
+            for path, now in answers:
+                changed = now.st_ctime_ns if now is not None else 0
+                if changed >= course.began and not (since_looked and looked.get(path) == changed):
+                    found.add(path)
+
+        course.each([partial(ask, portion) for portion in course.portions(walked)], then)
+        return found
+
+    def _look_again(self, directories: set[str]) -> None:
+        """What is known of them is forgotten: it comes again."""
+        self._course.links.drop(directories)
+        self.surplus = [surplus for surplus in self.surplus if surplus.path not in directories]
+        self.obstacles = [(path, name) for path, name in self.obstacles if path not in directories]
+        for path in sorted(directories, reverse=True):
+            self._seen_before.add(path)
+            self._asked.discard(path)
+            self._ask(path)
+
+    def _walk(self) -> None:
+        course, workers = self._course, self._course.workers
         while self._pending or self._parts or workers.outstanding:
             course.pulse()
             course.tick()
@@ -140,7 +187,7 @@ class Walk:
             return
         self._parts.appendleft((item, place, names, lacking))
         place.users += 1
-        compare = partial(changes.compare_names, place, chunk, lacking, self._course.rules)
+        compare = partial(changes.compare_names, place, chunk, lacking, place.rules or self._course.rules)
         then = partial(self._compared, item, place)
         if self._course.distant:
             self._course.workers.submit(compare, then)
@@ -159,6 +206,7 @@ class Walk:
                 self._course.rules,
                 job.skip,
                 self._course.beat,
+                known=None if item.origin is None else job.directories.get(self._renames.before(item.origin)),
                 distant=self._course.distant,
             )
         except OSError as error:
@@ -204,9 +252,12 @@ class Walk:
             self.directories[place.path] = survey.identity
         if not survey.settled:
             self._course.tally.moved(place.path)
+        if place.found.st_ctime_ns >= self._course.began:
+            self._restless[place.path] = place.found.st_ctime_ns
         if survey.surplus:
             self.surplus.append(Surplus(place.path, tuple(survey.surplus), survey.settled))
-        self._course.tally.targets += survey.targets
+        if place.path not in self._seen_before:
+            self._course.tally.targets += survey.targets
         if survey.remaining:
             place.users += 1
             self._parts.append((item, place, iter(survey.remaining), survey.lacking))
@@ -243,13 +294,17 @@ class Walk:
             self.overlooked = True
 
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
+        rules = place.rules or self._course.rules
         self._course.tally.compared(place.path, found)
         place.add(found)
         if (foreign := self._course.foreign) is not None:
             for entries in (found.copies, found.inspections, found.linked, found.directories):
                 self._course.tally.kept(foreign.among(place, entries))
+        if place.path in self._seen_before and not self._moved_here:
+            new = [name for name, _, was in (*found.copies, *found.linked, *found.directories) if was is None]
+            self._moved_here = any(0 < (tree.born(place.source, name) or 0) < self._course.began for name in new)
         for name, mine, was in found.linked:
-            self._course.links.add(inside(place.path, name), mine, was)
+            self._course.links.add(inside(place.path, name), mine, was, rules)
         for name, mine, _ in found.obstacles:
             self.obstacles.append((place.path, name))
             if mine.st_nlink > 1 and self._course.job.holds.links:
@@ -264,7 +319,7 @@ class Walk:
                 self._pending.append(_Item(path, None, obstacle=was is not None, inode=mine.st_ino))
             elif not item.shallow:
                 self._pending.append(_Item(path, path if item.origin == item.path else inside(item.origin or "", name)))
-            elif not equal(mine, was, self._course.job.holds) or self._course.rules.suspicious(mine, was):
+            elif not equal(mine, was, self._course.job.holds) or rules.suspicious(mine, was):
                 self._ask(path)
         self._release(place)
 

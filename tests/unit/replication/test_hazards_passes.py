@@ -14,11 +14,12 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nfs_provisioner.errors import LostLeadership, RefusedForSafety, RetryLater
-from nfs_provisioner.replication import plain, tree
+from nfs_provisioner.replication import changes, plain, tree
 from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.holds import probe
 from nfs_provisioner.replication.passes import Result
@@ -885,6 +886,62 @@ def test_h44_a_directory_that_moves_while_it_is_looked_for_is_not_deleted(sides:
         assert (sides.target / "last" / "kept" / "file").exists()
         assert not result.clean and result.deferred == {"last/kept"}
     sides.quiet()
+
+
+@pytest.mark.parametrize("kind", ["file", "linked", "directory"])
+def test_h44_what_moves_during_the_walk_into_a_directory_that_was_listed_is_found(sides: Sides, kind: str) -> None:
+    for name in ("a", "z"):
+        (sides.source / name).mkdir()
+    sides.quiet()
+    new = sides.source / "z" / "new"
+    if kind == "directory":
+        new.mkdir()
+    (new / "file" if kind == "directory" else new).write_text("was there all the time")
+    if kind == "linked":
+        os.link(new, sides.source / "z" / "stays")
+    real, listed = changes.survey, list[str]()
+
+    def survey(source: int, target: int, path: str, *rest: Any, **options: Any) -> changes.Survey:
+        found = real(source, target, path, *rest, **options)
+        listed.append(path)
+        if path == "a" and listed.count("a") == 1:
+            new.rename(sides.source / "a" / "new")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changes, "survey", survey)
+        result = sides.run(threads=1)
+    assert listed.index("a") < listed.index("z")
+    moved = sides.target / "a" / "new"
+    assert (moved / "file" if kind == "directory" else moved).exists() or not result.clean
+    sides.quiet()
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "swapped"])
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "single"])
+@pytest.mark.parametrize("large", [True, False], ids=["large", "small"])
+def test_h53_a_directory_that_took_anothers_place_is_not_the_one_that_was_copied(
+    sides: Sides, replaced: bool, linked: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have the sizes and times of the other's, and their ctimes are old."""
+    if large:
+        monkeypatch.setattr(changes, "SMALL", 0)
+    for name in ("current", "next"):
+        (sides.source / name / "deep").mkdir(parents=True)
+        for file in ("file", "deep/file"):
+            (sides.source / name / file).write_text(name[:4])
+            os.utime(sides.source / name / file, (1, 1))
+            if linked:
+                os.link(sides.source / name / file, sides.source / name / f"{file}-linked")
+    sides.quiet()
+    sides.settle()
+    if replaced:
+        shutil.rmtree(sides.source / "current")
+        (sides.source / "next").rename(sides.source / "current")
+    else:
+        exchange(sides.source / "current", sides.source / "next")
+    sides.quiet()
+    assert (sides.target / "current" / "deep" / "file").read_text() == "next"
 
 
 def test_h44_a_name_that_is_back_when_it_is_to_be_deleted_stays(sides: Sides) -> None:
