@@ -113,22 +113,28 @@ class Walk:
 
     def _changed(self, *, since_looked: bool) -> set[str]:
         """Directories of the source that changed since the pass began, or since they were looked at."""
-        course, found = self._course, set[str]()
+        course, changed = self._course, set[str]()
         walked = [path for path, usage in self.usage.items() if usage is not None]
         looked = dict(self._restless)
 
         def ask(paths: Sequence[str]) -> list[tuple[str, os.stat_result | None]]:
             course.pulse()
-            return [(path, tree.look_at(course.job.source, path)) for path in paths]
+            found: list[tuple[str, os.stat_result | None]] = []
+            for path in paths:
+                try:
+                    found.append((path, tree.look_at(course.job.source, path)))
+                except OSError:  # something else took its place: its parent has changed, too
+                    continue
+            return found
 
         def then(answers: list[tuple[str, os.stat_result | None]]) -> None:
             for path, now in answers:
-                changed = now.st_ctime_ns if now is not None else 0
-                if changed >= course.began and not (since_looked and looked.get(path) == changed):
-                    found.add(path)
+                moment = now.st_ctime_ns if now is not None else 0
+                if moment >= course.began and not (since_looked and looked.get(path) == moment):
+                    changed.add(path)
 
         course.each([partial(ask, portion) for portion in course.portions(walked)], then)
-        return found
+        return changed
 
     def _look_again(self, directories: set[str]) -> None:
         """What is known of them is forgotten: it comes again."""
