@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.entries import (
@@ -51,13 +51,14 @@ class Unit:
 class Place:
     """One directory, open on both sides. `target` is None where that side lacks it; `unit` then collects its copy.
 
-    `users` counts the tasks that still need the descriptors.
+    `users` counts the tasks that still need the descriptors. `rules` are those of the pass, or stricter.
     """
 
     path: str
     source: int
     target: int | None
     found: os.stat_result
+    rules: Rules
     unit: Unit | None = None
     users: int = 1
 
@@ -112,6 +113,7 @@ def survey(
     path: str,
     target_path: str | None,
     rules: Rules,
+    known: Callable[[DirectoryId | None], bool],
     skip: frozenset[str],
     beat: Callable[[], None],
     *,
@@ -120,22 +122,25 @@ def survey(
     """Open and list the directory on both sides, and compare it unless it is large or `distant`.
 
     `target_path` is None where the target lacks it. OSError (TargetError) when a side cannot be opened or listed; EXDEV
-    for a mount point. `beat` is called now and then.
+    for a mount point. `known` says whether the source's directory is the one that was copied to the target's.
+    `beat` is called now and then.
     """
     fd, found_here = tree.open_and_look(source, path)
-    place = Place(path, fd, None, found_here)
+    place = Place(path, fd, None, found_here, rules)
     small = 0 if distant else SMALL
     try:
         if place.found.st_dev != rules.device:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
         ours = tree.list_directory(fd, with_stats_below=small, until_settled=True, beat=beat)
-        place.found = os.fstat(fd)
+        place.found = ours.found or place.found
         found = Survey(place, None, tree.directory_id(fd), ours.settled, [], 0, Changes(), set(), set())
         if target_path is not None:
             with _of_target(path):
                 place.target = tree.open_directory(target, target_path)
                 found.was = os.fstat(place.target)
-        _match(found, ours, rules, skip, beat)
+            if not known(found.identity):
+                place.rules = replace(rules, replaced=True)
+        _match(found, ours, skip, beat)
         return found
     except BaseException:
         place.close()
@@ -151,7 +156,7 @@ def _of_target(path: str) -> Iterator[None]:
         raise TargetError(error.errno, error.strerror, path) from error
 
 
-def _match(found: Survey, ours: tree.Listing, rules: Rules, skip: frozenset[str], beat: Callable[[], None]) -> None:
+def _match(found: Survey, ours: tree.Listing, skip: frozenset[str], beat: Callable[[], None]) -> None:
     """List the target's side, and compare, if both sides are small."""
     target = found.place.target
     with _of_target(found.place.path):
@@ -167,7 +172,7 @@ def _match(found: Survey, ours: tree.Listing, rules: Rules, skip: frozenset[str]
     for name in skip:
         ours.stats.pop(name, None)
         theirs.stats.pop(name, None)
-    compare(ours.stats, theirs.stats, rules, found.changes)
+    compare(ours.stats, theirs.stats, found.place.rules, found.changes)
     found.surplus = [name for name in theirs.stats if name not in ours.stats]
     found.targets = len(theirs.stats)
 
@@ -187,7 +192,7 @@ def _match_names(found: Survey, mine: set[str], others: Iterable[str], skip: fro
     found.remaining, found.lacking = mine, lacking
 
 
-def compare_names(place: Place, names: Iterable[str], lacking: set[str], rules: Rules) -> Changes:
+def compare_names(place: Place, names: Iterable[str], lacking: set[str]) -> Changes:
     """The part of a large or distant directory that these names are; `lacking` are those that the target lacks."""
     changes = Changes()
     ours: dict[str, os.stat_result] = {}
@@ -207,7 +212,7 @@ def compare_names(place: Place, names: Iterable[str], lacking: set[str], rules: 
             ours[name] = mine
         except OSError as error:
             changes.errors.append((name, error))
-    compare(ours, theirs, rules, changes)
+    compare(ours, theirs, place.rules, changes)
     return changes
 
 
@@ -215,7 +220,12 @@ def compare(
     ours: Mapping[str, os.stat_result], theirs: Mapping[str, os.stat_result], rules: Rules, changes: Changes
 ) -> None:
     """Sort what differs into `changes`. The loop that a pass with nothing changed consists of: keep it tight."""
-    quick = rules.holds == FULL and not rules.checksum and (rules.base is not None or rules.one_clock)
+    quick = (
+        rules.holds == FULL
+        and not rules.checksum
+        and not rules.replaced
+        and (rules.base is not None or rules.one_clock)
+    )
     due = rules.base - MARGIN_NS if rules.base is not None else None
     file, kind_mask, directory = stat.S_IFREG, 0o170000, stat.S_IFDIR
     files = size = blocks = 0

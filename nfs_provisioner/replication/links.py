@@ -19,9 +19,13 @@ from nfs_provisioner.replication.inspection import Inspector
 
 @dataclass(slots=True)
 class _Set:
-    """Names of one source inode, each with the target's inode (0: none); `equal`: they look it. `late`: the rest."""
+    """Names of one source inode, each with the target's inode (0: none); `equal`: they look it. `late`: the rest.
+
+    `rules`: the strictest of the directories that they lie in.
+    """
 
     nlink: int
+    rules: Rules
     names: list[tuple[str, int]] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     equal: bool = True
@@ -55,15 +59,16 @@ class Links:
         """How many files have all those names."""
         return len(self._sets)
 
-    def add(self, path: str, found: os.stat_result, was: os.stat_result | None) -> bool:
-        """Note a name; True when it is the first of its set."""
+    def add(self, path: str, found: os.stat_result, was: os.stat_result | None, rules: Rules) -> bool:
+        """Note a name; `rules` are its directory's. True when it is the first of its set."""
         self.names += 1
         known = self._sets.get(found.st_ino)
         first = known is None
         if known is None:
-            known = self._sets[found.st_ino] = _Set(found.st_nlink)
+            known = self._sets[found.st_ino] = _Set(found.st_nlink, rules)
         known.names.append((path, was.st_ino if was is not None else 0))
-        rules = self._rules
+        if rules.replaced:
+            known.rules = rules
         known.equal = known.equal and was is not None and equal(found, was, rules.holds)
         known.equal = known.equal and was is not None and not rules.checksum and not rules.suspicious(found, was)
         return first
@@ -72,8 +77,18 @@ class Links:
         """Note a name whose place on the target a directory takes up yet; True when it is the first of its set."""
         self.names += 1
         first = found.st_ino not in self._sets
-        self._sets.setdefault(found.st_ino, _Set(found.st_nlink)).late.append(path)
+        self._sets.setdefault(found.st_ino, _Set(found.st_nlink, self._rules)).late.append(path)
         return first
+
+    def drop(self, directories: Collection[str]) -> None:
+        """Forget the names in these directories: they are listed again."""
+        for inode, known in list(self._sets.items()):
+            names = [name for name in known.names if parent(name[0]) not in directories]
+            late = [path for path in known.late if parent(path) not in directories]
+            self.names -= len(known.names) + len(known.late) - len(names) - len(late)
+            known.names, known.late = names, late
+            if not names and not late:
+                del self._sets[inode]
 
     def is_late(self, path: str, inode: int) -> bool:
         """Whether the name was noted as one of this file's."""
@@ -86,7 +101,7 @@ class Links:
             late = [path for path in known.late if path in freed]
             for path in (*(path for path, _ in known.names), *late) if late else ():
                 if (found := tree.look_at(self._source, path)) is not None and not tree.is_directory(found):
-                    links.add(path, found, tree.look_at(self._target, path))
+                    links.add(path, found, tree.look_at(self._target, path), known.rules)
         return links
 
     def incomplete(self) -> list[str]:

@@ -23,8 +23,11 @@ class Renames:
         self._inodes = {identity[0] for identity in self._old}
         self._done: list[tuple[str, str]] = []
 
-    def origin(self, path: str, inode: int) -> str | None:
-        """Where the target has the directory that the source now shows at `path`; None: nowhere, it is new."""
+    def origin(self, path: str, inode: int) -> tuple[str, str] | None:
+        """Where the target has the directory that the source now shows at `path`, and under which name it is in the index.
+
+        None: nowhere, it is new.
+        """
         if inode not in self._inodes:
             return None
         fd = tree.open_directory(self._source, path)
@@ -40,7 +43,7 @@ class Renames:
             return None
         if any(tree.look_at(self._source, name) is not None for name in {was, now}):
             return None
-        return now if tree.is_directory(tree.look_at(self._target, now)) else None
+        return (now, was) if tree.is_directory(tree.look_at(self._target, now)) else None
 
     def _where(self, path: str) -> str:
         """Where `path` is on the target after the renames that were done."""

@@ -41,7 +41,8 @@ class Result:
     `unstable`: entries (directories, too) that did not hold still; `skipped` what was left out or not carried in full,
     and why; `different`: same metadata, other content, kept on both sides; `deferred`: deletions put off, to be given
     to the next pass; `waiting`: deletions above the limit; `foreign`: what somebody else wrote on the target, where it
-    is kept. `log`, of a dry run: what would be done.
+    is kept. `not_compared`: in words, what of every entry was left out, because it cannot be held. `log`, of a dry run:
+    what would be done.
     """
 
     clean: bool
@@ -55,6 +56,7 @@ class Result:
     waiting: int = 0
     foreign: tuple[str, ...] = ()
     directories: dict[str, DirectoryId] = field(default_factory=dict)
+    not_compared: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
 
 
@@ -79,12 +81,13 @@ class Tally:
         self.unseen = False
         """A part of the source could not be looked at: nothing is deleted anywhere."""
 
-    def compared(self, path: str, found: Changes) -> None:
-        """Add what the comparison of (a part of) a directory found."""
-        self.entries += found.entries
-        self.files += found.files
-        self.bytes += found.bytes
-        self.blocks += found.blocks
+    def compared(self, path: str, found: Changes, *, again: bool = False) -> None:
+        """Add what the comparison of (a part of) a directory found; `again`: it was counted already."""
+        if not again:
+            self.entries += found.entries
+            self.files += found.files
+            self.bytes += found.bytes
+            self.blocks += found.blocks
         self.skip((inside(path, name), why) for name, why in found.skipped)
         for name in found.vanished:
             self.moved(inside(path, name))

@@ -10,7 +10,7 @@ import errno
 import os
 import resource
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,7 +22,8 @@ from nfs_provisioner.replication.batch import Batch
 from nfs_provisioner.replication.changes import Changes, Found, Place, Survey, TargetError
 from nfs_provisioner.replication.copier import GONE, Done
 from nfs_provisioner.replication.course import Course
-from nfs_provisioner.replication.entries import equal, inside, parent, same_times
+from nfs_provisioner.replication.entries import DirectoryId, equal, inside, parent, same_times
+from nfs_provisioner.replication.lookback import ROUNDS, LookBack
 from nfs_provisioner.replication.removal import Surplus
 from nfs_provisioner.replication.renames import Renames
 
@@ -32,13 +33,24 @@ _MOUNTED_THERE = "something is mounted here on the target: unmount it, it is in 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A directory to walk. `origin`: where it is on the target; None: it is missing. `shallow`: its entries only."""
+    """A directory to walk. `origin`: where it is on the target; None: it is missing. `shallow`: its entries only.
+
+    `known`: where the index of the last pass has it. `again`: it was listed before in this pass.
+    """
 
     path: str
     origin: str | None
     shallow: bool = False
     obstacle: bool = False
     inode: int = 0
+    known: str = ""
+    again: bool = False
+
+
+def _below(item: _Item, path: str, name: str) -> _Item:
+    """A directory that both sides have, in one that both have."""
+    origin = path if item.origin == item.path else inside(item.origin or "", name)
+    return _Item(path, origin, known=path if item.known == item.path else inside(item.known, name))
 
 
 _Part = tuple[_Item, Place, Iterator[str], set[str]]
@@ -58,6 +70,7 @@ class Walk:
         spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 64 - 4 * course.workers.threads
         self._most_open = max(2, min(4 * course.workers.threads, spare // 4))  # three descriptors each
         self._asked: set[str] = set()
+        self._back = LookBack(course)
         self.directories = dict(job.directories) if job.only is not None else {}
         self.surplus: list[Surplus] = []
         self.obstacles: list[tuple[str, str]] = []
@@ -91,8 +104,39 @@ class Walk:
 
     def run(self) -> None:
         """Walk everything, and publish what it led to."""
-        course, workers = self._course, self._course.workers
         self._start()
+        self._walk()
+        if self._back.needed:
+            self._look_back()
+
+    def _look_back(self) -> None:
+        """List again what changed since it was listed, until nothing can have been missed by moving meanwhile."""
+        changed = self._back.now()
+        for _ in range(ROUNDS):
+            if not changed:
+                return
+            before = self._back.now(changed)
+            self._again(changed)
+            if self._course.tally.doubts or self._course.full:
+                return
+            later = self._back.now()
+            # Where one lay before this round, it was still when that was listed; elsewhere, it changed the place.
+            if (len(changed) == 1 or self._back.quiet(before)) and later.keys() <= changed.keys():
+                return
+            changed = later
+        if self._back.arrived is not None:  # else all that came was new: a busy volume
+            self._course.tally.moved(self._back.arrived)
+
+    def _again(self, paths: Collection[str]) -> None:
+        self._back.arrived = None
+        self.surplus = [surplus for surplus in self.surplus if surplus.path not in paths]
+        self.obstacles = [obstacle for obstacle in self.obstacles if obstacle[0] not in paths]
+        self._course.links.drop(paths)
+        self._pending.extend(_Item(path, path, shallow=True, again=True) for path in paths)
+        self._walk()
+
+    def _walk(self) -> None:
+        course, workers = self._course, self._course.workers
         while self._pending or self._parts or workers.outstanding:
             course.pulse()
             course.tick()
@@ -138,7 +182,7 @@ class Walk:
             return
         self._parts.appendleft((item, place, names, lacking))
         place.users += 1
-        compare = partial(changes.compare_names, place, chunk, lacking, self._course.rules)
+        compare = partial(changes.compare_names, place, chunk, lacking)
         then = partial(self._compared, item, place)
         if self._course.distant:
             self._course.workers.submit(compare, then)
@@ -155,6 +199,7 @@ class Walk:
                 item.path,
                 item.origin,
                 self._course.rules,
+                partial(self._is_known, item),
                 job.skip,
                 self._course.beat,
                 distant=self._course.distant,
@@ -174,6 +219,11 @@ class Walk:
             found.place.close()
             raise
         return found, done
+
+    def _is_known(self, item: _Item, identity: DirectoryId | None) -> bool:
+        """Whether the target's directory is a copy of this very one, and not of one that was replaced or swapped."""
+        index, path = (self.directories, item.path) if item.shallow else (self._course.job.directories, item.known)
+        return not self._course.job.directories or identity == index.get(path)
 
     def _arrived(self, item: _Item, outcome: tuple[Survey, Done | None] | OSError) -> None:
         self._surveying -= 1
@@ -198,13 +248,14 @@ class Walk:
             self._course.touched[place.path] = place.found
             if self._course.job.dry_run:
                 self._course.tally.say(f"mend {place.path or '.'}")
+        self._back.listed(place.path, place.found)
         if survey.identity is not None:
             self.directories[place.path] = survey.identity
         if not survey.settled:
             self._course.tally.moved(place.path)
         if survey.surplus:
             self.surplus.append(Surplus(place.path, tuple(survey.surplus), survey.settled))
-        self._course.tally.targets += survey.targets
+        self._course.tally.targets += survey.targets if not item.again else 0
         if survey.remaining:
             place.users += 1
             self._parts.append((item, place, iter(survey.remaining), survey.lacking))
@@ -220,7 +271,9 @@ class Walk:
         elif not item.path:
             side = "target" if isinstance(error, TargetError) else "source"
             raise RetryLater(f"the {side} cannot be read: {error.strerror}") from error
-        elif error.errno in GONE and item.shallow:
+        elif error.errno in GONE and item.again and not isinstance(error, TargetError):
+            return  # what was in it went with it, or came into another directory
+        elif error.errno in GONE and item.shallow and not item.again:
             self._ask(parent(item.path))  # gone, or not yet there: its parent tells which
         elif isinstance(error, TargetError):
             done = Done()
@@ -234,17 +287,19 @@ class Walk:
             tally.unseen = True
 
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
-        self._course.tally.compared(place.path, found)
+        self._course.tally.compared(place.path, found, again=item.again)
+        if item.again:
+            self._back.arrivals(place, found)
         if (foreign := self._course.foreign) is not None:
             for entries in (found.copies, found.inspections, found.linked, found.directories):
                 self._course.tally.kept(foreign.among(place, entries))
         for name, mine, was in found.linked:
-            if self._course.links.add(inside(place.path, name), mine, was):
+            if self._course.links.add(inside(place.path, name), mine, was, place.rules) and not item.again:
                 self._course.tally.blocks += mine.st_blocks
         for name, mine, _ in found.obstacles:
             self.obstacles.append((place.path, name))
             linked = mine.st_nlink > 1 and self._course.job.holds.links
-            if linked and self._course.links.add_late(inside(place.path, name), mine):
+            if linked and self._course.links.add_late(inside(place.path, name), mine) and not item.again:
                 self._course.tally.blocks += mine.st_blocks
         into = place.unit.fd if place.unit is not None else None
         self._hand_out(place, found.copies, partial(self._course.copier.copy, place, into))
@@ -254,9 +309,12 @@ class Walk:
             if was is None or not tree.is_directory(was):
                 self._course.touched[place.path] = place.found
                 self._pending.append(_Item(path, None, obstacle=was is not None, inode=mine.st_ino))
+            elif item.again:
+                if not self._back.knows(path):
+                    self._pending.append(_Item(path, path, known=path))
             elif not item.shallow:
-                self._pending.append(_Item(path, path if item.origin == item.path else inside(item.origin or "", name)))
-            elif not equal(mine, was, self._course.job.holds) or self._course.rules.suspicious(mine, was):
+                self._pending.append(_below(item, path, name))
+            elif not equal(mine, was, self._course.job.holds) or place.rules.suspicious(mine, was):
                 self._ask(path)
         self._release(place)
 
@@ -299,9 +357,10 @@ class Walk:
         if item.obstacle:
             return item
         try:
-            origin = self._renames.origin(item.path, item.inode)
-            if origin is None:
+            found = self._renames.origin(item.path, item.inode)
+            if found is None:
                 return item
+            origin, known = found
             if self._course.job.dry_run:
                 self._course.tally.say(f"rename {origin} -> {item.path}")
             else:
@@ -314,7 +373,7 @@ class Walk:
         self.forget(origin)
         self.moved_away.add(origin)
         self._course.touched.setdefault(parent(origin))
-        return _Item(item.path, origin if self._course.job.dry_run else item.path)
+        return _Item(item.path, origin if self._course.job.dry_run else item.path, known=known)
 
     def forget(self, path: str) -> None:
         """The index of a partial pass is the last one's, changed: what is gone leaves it."""
