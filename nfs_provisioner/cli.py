@@ -101,7 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--allow-empty", action="store_true", help="an empty SOURCE may empty TARGET; else it is taken for unmounted"
     )
-    added = verb("verify", _verify, "compare two plain directories; writes nothing, and exits with 1 when they differ")
+    added = verb(
+        "verify",
+        _verify,
+        "compare two plain directories; writes nothing, and exits with 1 when they differ or not all could be seen",
+    )
     _two_directories(added)
     added.add_argument("--checksum", action="store_true", help="read every file on both sides")
     added = verb("recover", _recover, "print the manifests of every volume found at an export's root")

@@ -9,18 +9,20 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nfs_provisioner.config import format_quantity
-from nfs_provisioner.errors import EXIT_DONE, EXIT_FAILED
+from nfs_provisioner.errors import EXIT_DONE, EXIT_FAILED, RetryLater
 from nfs_provisioner.replication import plain
 from nfs_provisioner.replication.passes import Counts, Result
 
@@ -29,13 +31,14 @@ _NAMED = 20  # names printed of each kind; JSON has all that the result has
 
 def sync(options: argparse.Namespace) -> int:
     """One pass. EXIT_FAILED when it was not clean: run it again, or look at what it names."""
-    with _progress(options.source) as progress:
+    with _stopped_by_signals() as guard, _progress(options.source) as progress:
         result = plain.sync(
             options.source,
             options.target,
             dry_run=options.dry_run,
             allow_empty=options.allow_empty,
             progress=progress,
+            guard=guard,
         )
     if options.dry_run and options.output == "text":
         for line in result.log:
@@ -45,15 +48,52 @@ def sync(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """A comparison that writes nothing. EXIT_FAILED when the two sides differ."""
+    """A comparison that writes nothing. EXIT_FAILED when the two sides differ, or when not all of them was seen."""
     with _progress(options.source) as progress:
         result = plain.verify(options.source, options.target, checksum=options.checksum, progress=progress)
     if options.output == "text":
         for line in result.log:
             print(_printable(line))
     equal = result.clean and not result.log
-    _report(options, result, "the two sides are equal" if equal else "the two sides differ")
-    return EXIT_DONE if equal else EXIT_FAILED
+    _report(options, result, _equal(result) if equal else "the two sides differ")
+    unseen = [path for path, why in result.skipped if why != plain.OURS]
+    return EXIT_DONE if equal and not unseen else EXIT_FAILED
+
+
+def _equal(result: Result) -> str:
+    sentence, names = "the two sides are equal", [_printable(path) for path, _ in result.skipped]
+    if not names:
+        return sentence
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{sentence}, but for what was left out: {', '.join(names[:_NAMED])}{more}"
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[Callable[[], None]]:
+    """Ends of every kind unwind, so that nothing of ours stays in the target. What it yields stops copies under way."""
+    stopped = threading.Event()
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT:  # the second one, too: whoever is at a terminal may see that it hangs
+            stopped.set()
+            raise KeyboardInterrupt
+        if not stopped.is_set():
+            stopped.set()
+            raise SystemExit(128 + number)
+
+    def guard() -> None:
+        if stopped.is_set():
+            raise RetryLater("stopped by a signal")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        if before[number] != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, stop)
+    try:
+        yield guard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _done(counts: Counts, would: str) -> str:
@@ -83,6 +123,9 @@ def _report(options: argparse.Namespace, result: Result, sentence: str) -> None:
             print(f"{what}: {_printable(path)}", file=sys.stderr)
         if len(paths) > _NAMED:
             print(f"{what}: {len(paths) - _NAMED} more", file=sys.stderr)
+    if result.not_compared:
+        what = ", ".join(result.not_compared)
+        print(f"not compared: {what} (the target does not hold it, or you may not set it there)", file=sys.stderr)
     if result.waiting:
         print(f"{result.waiting} deletions wait: more than the limit allows", file=sys.stderr)
 

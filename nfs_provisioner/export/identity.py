@@ -358,7 +358,9 @@ def _refused_standby(export: str, name: str, facts: Facts) -> str:
         found = facts.identity
         return (
             f"its export.json is of pair {found.pair}, epoch {found.epoch}, promotion {found.promotion}, "
-            "not this pair's: it holds other or older data and is not written to"
+            "not this pair's: it holds other or older data and is not written to. When all that is needed of it was "
+            f"saved elsewhere: empty it, .nfs-provisioner too, and request 'accept {export} --replica {name}'; "
+            "then it is filled again"
         )
     if facts.empty:
         return (

@@ -8,6 +8,7 @@ both this machine's clock and the file server's say that it is old enough, or wh
 from __future__ import annotations
 
 import calendar
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -46,14 +47,15 @@ def sweep(works: int, trash: int, name: str) -> None:
 
 
 def keep(staging: int, name: str, trash: int) -> None:
-    """Move a directory of what a pass kept to trash; an empty one is removed."""
-    with fs.opened(staging, name) as fd:
-        empty = fs.is_empty(fd)
-    if empty:
-        os.rmdir(name, dir_fd=staging)
-        return
-    free = name if not fs.exists(trash, name) else f"{name}~{os.urandom(4).hex()}"
-    os.rename(name, free, src_dir_fd=staging, dst_dir_fd=trash)
+    """Move a directory of what a pass kept to trash. An empty one is removed; one that was swept is there already."""
+    with contextlib.suppress(FileNotFoundError):
+        with fs.opened(staging, name) as fd:
+            empty = fs.is_empty(fd)
+        if empty:
+            os.rmdir(name, dir_fd=staging)
+            return
+        free = name if not fs.exists(trash, name) else f"{name}~{os.urandom(4).hex()}"
+        os.rename(name, free, src_dir_fd=staging, dst_dir_fd=trash)
 
 
 def expire(

@@ -60,9 +60,9 @@ class Place:
     source: int
     target: int | None
     found: os.stat_result
+    rules: Rules
     unit: Unit | None = None
     users: int = 1
-    rules: Rules | None = None
     blocks: int = 0
     inodes: int = 1
     linked: list[Linked] = field(default_factory=list)
@@ -146,7 +146,7 @@ def survey(
     (TargetError) when a side cannot be opened or listed; EXDEV for a mount point. `beat` is called now and then.
     """
     fd, found_here = tree.open_and_look(source, path)
-    place = Place(path, fd, None, found_here)
+    place = Place(path, fd, None, found_here, rules)
     small = 0 if distant else SMALL
     try:
         if place.found.st_dev != rules.device:

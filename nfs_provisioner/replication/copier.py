@@ -61,7 +61,8 @@ class Done:
     def failed(self, path: str, error: OSError) -> None:
         """Note an entry's error; raise what no other entry would survive."""
         if error.errno == errno.EROFS:
-            raise RetryLater("the target is mounted read-only; the pass goes on when it can be written") from error
+            why = "the target is mounted read-only; the pass goes on when it can be written"
+            raise RetryLater(why, reason="TargetReadOnly") from error
         if error.errno in FULL:
             self.full = True  # nothing is wrong with this entry: its directory may lose what makes room
             return
@@ -298,7 +299,7 @@ class Copier:
                     os.fsync(out)
             finally:
                 os.close(out)
-            return os.fstat(fd), copied, why
+            return tree.look_again(fd, cached=self._rules.cached), copied, why
         finally:
             os.close(fd)
 

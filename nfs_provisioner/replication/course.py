@@ -37,7 +37,8 @@ class Course:
 
     def __init__(self, job: Job, began: int, synced: int) -> None:
         self.job, self.began, self.synced = job, began, synced
-        self.rules = Rules(job.holds, job.base, job.one_clock, job.checksum, os.fstat(job.source).st_dev)
+        device, cached = os.fstat(job.source).st_dev, not tree.is_local(job.source)
+        self.rules = Rules(job.holds, job.base, job.one_clock, job.checksum, device, cached)
         self.distant = job.threads > LOCAL_THREADS
         self.chunk = 16 if self.distant else 64
         self.tally = Tally()
@@ -48,7 +49,9 @@ class Course:
         self.workers = Workers(job.threads if self.distant else max(1, job.threads - 1), self.tick, self.pulse)
         self.touched: dict[str, os.stat_result | None] = {}
         """Directories of the target whose times are to be set at the end, to the source's (None: look again)."""
-        self.foreign = Foreign(job.wrote, job.foreign, job.staging) if job.wrote is not None or job.foreign else None
+        self.foreign: Foreign | None = None
+        if job.wrote is not None or job.foreign:
+            self.foreign = Foreign(job.wrote, job.foreign, job.staging, job.forgiven)
         self.full = False
         self.wrote = False
         """Whether anything was written, or was about to be."""

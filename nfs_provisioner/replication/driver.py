@@ -20,17 +20,29 @@ from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedF
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.paths import record_file_name
-from nfs_provisioner.export.records import State, VolumeRecord
+from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
+from nfs_provisioner.export.syncrecord import SyncRecord
 from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.metrics import Metrics
-from nfs_provisioner.replication.explained import NAMED, explained, foreign, stalled
+from nfs_provisioner.replication.explained import NAMED, explained, foreign, not_ours, stalled
 from nfs_provisioner.replication.mirror import Mirror
 from nfs_provisioner.replication.pair import Ended, Kept, Pair, Turn
 from nfs_provisioner.replication.pairprocess import PairProcess
-from nfs_provisioner.replication.pairtalk import DOUBT, FOREIGN, ROLLED_BACK, Expected, Found, Report, Request
-from nfs_provisioner.replication.volumes import PASSED, outermost
+from nfs_provisioner.replication.pairtalk import (
+    DOUBT,
+    FOREIGN,
+    ROLLED_BACK,
+    UNWRITABLE,
+    WHOLE,
+    Expected,
+    Found,
+    Report,
+    Request,
+)
+from nfs_provisioner.replication.stops import Stops
+from nfs_provisioner.replication.volumes import PASSED, lies_still, outermost
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +99,7 @@ class Driver:
         self._follows = False  # the mirror has compared once
         self._changed = False  # the volumes may be others now
         self._known = False  # the standby was asked how far it is
-        self._refused: dict[str, str] = {}  # why nothing is copied until a person acted, by volume; "": all of them
-        self._trouble = ""
+        self._stops = Stops()
         self._doubted = -math.inf
         self._measured = -math.inf, 0  # when, and the source's clock less CLOCK_BOOTTIME in ns
         self._stopped = threading.Event()
@@ -134,10 +145,9 @@ class Driver:
 
     def standing(self) -> PairStanding:
         """How far the standby is."""
-        stopped = "; ".join(list(self._refused.values())[:NAMED])
         with self._lock:
             known = self._pair.standing(monotonic()) if self._known else PairStanding()
-        return replace(known, stopped=stopped)
+        return replace(known, stopped=self._stops.refused)
 
     def volume(self, pv: str) -> VolumeStanding | None:
         """How far one volume's copy is."""
@@ -152,7 +162,8 @@ class Driver:
     def _halted(self, standing: PairStanding) -> str:
         longest = self._around.settings().max_lag
         late = f"the standby lags by more than maxLag ({longest:g} s)" if standing.behind > longest else ""
-        return "; ".join(part for part in (self._mirror.message, standing.stopped or self._trouble, late) if part)
+        stopped = standing.stopped or self._stops.troubled
+        return "; ".join(part for part in (self._mirror.message, stopped, late) if part)
 
     @property
     def message(self) -> str:
@@ -236,12 +247,21 @@ class Driver:
             self._refresh(now)
             for record in self._catalog.all():
                 copy = found.records.get(record_file_name(record.pv))
-                if copy is not None and copy.base is not None and copy.base.promotion == found.promotion:
-                    age = server_now - copy.base.as_of / 1e9
-                    self._pair.learned(record.pv, age, copy.base.rev, now, time.time())
+                if copy is not None and self._pair.volume(record.pv, now) is not None:
+                    self._learned(record.pv, copy, found.promotion, server_now, now)
             self._known = True
-        self._trouble = ""
-        self._refused.pop("", None)
+        self._stops.opened()
+        self._around.on_status(self._export)
+
+    def _learned(self, pv: str, copy: SyncRecord, promotion: str, server_now: float, now: float) -> None:
+        """What the standby says of one copy. Under the lock."""
+        count = len(copy.foreign)
+        if count:
+            ended = Ended(clean=False, foreign=count, message=not_ours(copy.foreign))
+            self._stops.refuse(pv, foreign(self._export, pv, ended))
+        if copy.base is not None and copy.base.promotion == promotion:
+            age, doubtful = server_now - copy.base.as_of / 1e9, copy.under_way is not None
+            self._pair.learned(pv, age, copy.base.rev, now, time.time(), doubtful=doubtful, foreign=count)
 
     def _refresh(self, now: float) -> None:
         """Which volumes there are."""
@@ -249,14 +269,14 @@ class Driver:
         records = {record.pv: record for record in self._catalog.all() if record.state in PASSED}
         self._within = outermost(records)
         kept = {
-            pv: Kept(record.rev, _lies_still(record), self._mirror.follows(record))
+            pv: Kept(record.rev, lies_still(record), self._mirror.follows(record))
             for pv, record in records.items()
             if pv not in self._within
         }
         self._pair.keep(kept, now)
-        self._refused = {pv: why for pv, why in self._refused.items() if not pv or pv in kept}
+        self._stops.keep(kept)
         if self._process is not None and _is_local(self._active):
-            self._process.watch(pv for pv, record in records.items() if pv in kept and not _lies_still(record))
+            self._process.watch(pv for pv, record in records.items() if pv in kept and not lies_still(record))
 
     def _begin_due(self) -> None:
         if not self._is_up():
@@ -277,7 +297,10 @@ class Driver:
         """The active's seq, before the standby is written: an active that was rolled back is behind its standby."""
         seq = int(self._active.replica.call("raise_seq"))
         self._active.note_seq(seq)
-        self._standby.replica.call("follow", [], seq)
+        try:
+            self._standby.replica.call("follow", [], seq)
+        except RetryLater as error:
+            raise RetryLater(f"the standby {self._standby.name}: {error.message}", reason=UNWRITABLE) from error
         self._standby.note_seq(seq)
         return seq
 
@@ -293,7 +316,7 @@ class Driver:
         except NfsProvisionerError as error:
             level = logging.WARNING if isinstance(error, RefusedForSafety) else logging.INFO
             log.log(level, "export %s: volume %s: the pass ended: %s", self._export, turn.pv, error.message)
-            if error.reason in (DOUBT, ROLLED_BACK):
+            if error.reason in WHOLE:
                 self._tell_trouble(error, turn.pv)
             ended = Ended(clean=False, failed=True, message=error.message)
         except Exception as error:  # the last resort: a volume whose pass never ended would have no other
@@ -307,13 +330,14 @@ class Driver:
 
     def _make(self, turn: Turn) -> Ended:
         assert self._process is not None
-        if elsewhere := self._stopped_by(turn.pv):
+        if elsewhere := self._stops.elsewhere(turn.pv):
             raise RetryLater(elsewhere)
         settings = self._around.settings()
         limit = None if self._around.unlimited(turn.pv) else settings.delete_limit
         request = Request(
-            turn.pv, turn.rev, turn.only, limit, turn.allowed, refresh=settings.max_lag / 4, clock=self._clock()
-        )
+            turn.pv, turn.rev, turn.only, limit, turn.allowed, turn.deleted, turn.entries,
+            refresh=settings.max_lag / 4, clock=self._clock(),
+        )  # fmt: skip
         report: Report = self._process.call("pass", request)
         if report.usage is not None and not self._stopped.is_set():
             self._around.on_usage(turn.pv, report.usage)
@@ -327,13 +351,10 @@ class Driver:
             unstable=report.unstable_count,
             skipped=report.skipped_count,
             foreign=report.foreign_count,
+            deleted=report.deleted_entries,
+            entries=report.entries,
             message=explained(report),
         )
-
-    def _stopped_by(self, pv: str) -> str:
-        """Why this volume's passes wait for a person who looks after another's."""
-        why = {other: why for other, why in self._refused.items() if other}
-        return "" if not why or pv in why else f"the pair is stopped: {next(iter(why.values()))}"
 
     def _clock(self) -> int | None:
         """What makes CLOCK_BOOTTIME the active server's clock, rather behind than ahead of it; None on a local disk."""
@@ -358,29 +379,22 @@ class Driver:
             return
         if ended.foreign:
             self._tell_trouble(RefusedForSafety(foreign(self._export, turn.pv, ended), reason=FOREIGN), turn.pv)
-        elif not ended.failed:
-            self._relent(turn.pv)
+        elif not ended.failed and self._stops.relent(turn.pv):
+            self._around.on_status(self._export)
         waited, waits = before.waiting if before else 0, after.waiting if after else 0
         if waits and not waited:
             self._around.on_event(self._export, "SyncStalled", stalled(self._export, turn.pv, waits), True)
         if completed or bool(waits) != bool(waited):
             self._around.on_status(self._export)
 
-    def _relent(self, pv: str) -> None:
-        """A pass of this volume came to its end, so both sides are who they should be."""
-        before = len(self._refused)
-        self._refused = {other: why for other, why in self._refused.items() if other not in ("", pv)}
-        if len(self._refused) != before:
-            self._around.on_status(self._export)
-
     def _tell_trouble(self, error: NfsProvisionerError, pv: str = "") -> None:
         before = self.halted
         if error.reason not in (DOUBT, ROLLED_BACK, FOREIGN):
-            self._trouble = error.message
+            self._stops.trouble(pv, error.message)
         else:
-            if pv not in self._refused and error.reason != DOUBT:
+            new = self._stops.refuse("" if error.reason == DOUBT else pv, error.message)
+            if new and error.reason != DOUBT:
                 self._around.on_event(self._export, "SyncStalled", error.message, True)
-            self._refused = self._refused | {"" if error.reason == DOUBT else pv: error.message}
             if error.reason == DOUBT and monotonic() - self._doubted >= DOUBT_EVERY:
                 self._doubted = monotonic()
                 self._standby.doubt()
@@ -393,7 +407,3 @@ class Driver:
 def _is_local(attachment: Attachment) -> bool:
     facts = attachment.view().facts
     return facts is not None and facts.local
-
-
-def _lies_still(record: VolumeRecord) -> bool:
-    return record.state is State.ARCHIVED

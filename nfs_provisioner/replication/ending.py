@@ -67,6 +67,7 @@ class Ending:
             course.guard,
             course.beat,
             course.foreign,
+            job.deleted,
             dry_run=job.dry_run,
         )
         due = [surplus.without(walk.moved_away) for surplus in walk.surplus]
@@ -91,7 +92,7 @@ class Ending:
             tally.waiting = total
             return
         job.prove()
-        freed = {path for surplus in blocked if (path := self._replace(surplus, trash_forbidden=tally.unseen))}
+        freed = {path for surplus in blocked if (path := self._replace(surplus, removal, trash_forbidden=tally.unseen))}
         if freed:
             self._link(course.links.again(freed))
         for surplus in left:
@@ -111,7 +112,7 @@ class Ending:
         if removed.names:
             course.touched.setdefault(path)
 
-    def _replace(self, surplus: Surplus, *, trash_forbidden: bool) -> str | None:
+    def _replace(self, surplus: Surplus, removal: Removal, *, trash_forbidden: bool) -> str | None:
         """A directory of the target lies where the source has something else: stage, take it away, publish.
 
         Returns the path when its place was freed for one of several links.
@@ -124,7 +125,7 @@ class Ending:
         done, freed = Done(), None
         try:
             fd, ours = tree.open_and_look(course.job.source, surplus.path)
-            place = Place(surplus.path, fd, None, ours)
+            place = Place(surplus.path, fd, None, ours, course.rules)
             try:
                 place.target = tree.open_directory(course.job.target, surplus.path)
                 found = tree.look(fd, name)
@@ -143,6 +144,7 @@ class Ending:
                     course.sync(course.synced, "target")
                     course.guard()
                     course.copier.trash.take(place.target, surplus.path, name)
+                    removal.gone(path)
                     course.tally.deleted += 1
                     course.touched.setdefault(surplus.path)
             finally:

@@ -17,6 +17,9 @@ from operator import attrgetter
 MARGIN_NS = 2_000_000_000
 """A source ctime younger than the last clean pass less this is distrusted: time stamps are as coarse as 2 s (FAT)."""
 
+APART_NS = 86_400_000_000_000
+"""Two clocks that nobody compared are not further apart than this."""
+
 DirectoryId = tuple[int, int | str]
 """Inode, and birth time (ns) or file handle: what tells a renamed directory from one that got its inode number."""
 
@@ -133,7 +136,8 @@ class Rules:
 
     `base` is the source's time of the last clean pass (ns); None: there was none. `one_clock` says that both sides are
     stamped by this machine's clock; then, without a base, a target entry's ctime tells when it was copied at the
-    latest. `checksum` looks at everything in depth. `device` is the st_dev of the source.
+    latest. `checksum` looks at everything in depth. `device` is the st_dev of the source. `cached`: what the source
+    shows may be what an NFS client remembers, so a second look has to ask the server.
     """
 
     holds: Holds = FULL
@@ -141,6 +145,7 @@ class Rules:
     one_clock: bool = False
     checksum: bool = False
     device: int = 0
+    cached: bool = False
 
     @property
     def strict(self) -> Rules:

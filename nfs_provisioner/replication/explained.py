@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nfs_provisioner.replication.pair import Ended
 from nfs_provisioner.replication.pairtalk import Report
 
@@ -25,11 +27,16 @@ def foreign(export: str, pv: str, ended: Ended) -> str:
     )
 
 
+def not_ours(names: Sequence[str]) -> str:
+    """Which entries somebody else wrote."""
+    return f"not ours: {', '.join(names[:NAMED])}"
+
+
 def explained(report: Report) -> str:
     """Why the pass was not clean, or what it could not carry, in one line."""
     parts = [f"{path}: {why}" for path, why in (*report.errors[:NAMED], *report.skipped[:NAMED])]
     if report.foreign:
-        parts.insert(0, f"not ours: {', '.join(report.foreign[:NAMED])}")
+        parts.insert(0, not_ours(report.foreign))
     if report.waiting:
         parts.append(f"{report.waiting} deletions wait for confirmation")
     if report.unstable_count:

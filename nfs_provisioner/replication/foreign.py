@@ -19,10 +19,14 @@ from nfs_provisioner.replication.entries import inside
 class Foreign:
     """`wrote`: when we last wrote on the target, by its own clock (ns). `ours`: a directory to ask that clock.
 
-    `known`: paths that were found before, and that later writes of ours must not hide.
+    `known`: paths that were found before, and that later writes of ours must not hide. `forgiven`: paths that a person
+    has seen, and that may go with all that lies below them.
     """
 
-    def __init__(self, wrote: int | None, known: frozenset[str], ours: int) -> None:
+    def __init__(
+        self, wrote: int | None, known: frozenset[str], ours: int, forgiven: frozenset[str] = frozenset()
+    ) -> None:
+        self.forgiven = forgiven
         self._wrote = sys.maxsize if wrote is None else wrote
         self._known, self._ours = known, ours
         self._until: int | None = None  # when this pass began to write
@@ -43,6 +47,7 @@ class Foreign:
             for name, _, was in entries
             if was is not None
             and not tree.is_directory(was)
+            and not self.forgives(inside(place.path, name))
             and (self.knows(inside(place.path, name)) or self.is_foreign(place.target, name, was))
         }
         if found:
@@ -52,6 +57,10 @@ class Foreign:
     def knows(self, path: str) -> bool:
         """Whether it, or something below it, was found before."""
         return any(known == path or known.startswith(path + "/") for known in self._known)
+
+    def forgives(self, path: str) -> bool:
+        """Whether a person let it, or a directory that it lies in, go."""
+        return bool(self.forgiven) and any(path == seen or path.startswith(seen + "/") for seen in self.forgiven)
 
     def is_foreign(self, directory: int | None, name: str, was: os.stat_result) -> bool:
         """Whether somebody else wrote what `name` in the target's open directory is now."""

@@ -41,7 +41,7 @@ class Inspector:
                     done.unstable.append(path)
                 elif same:
                     self._mend(place, name, found, was, place.target, path, done)
-                elif self._rules.checksum and (self._copier.dry_run or not self._of(place).suspicious(found, was)):
+                elif self._rules.checksum and (self._copier.dry_run or not place.rules.suspicious(found, was)):
                     done.different.append(path)
                 else:
                     self._copier.copy_one(place, None, name, found, was, done)
@@ -53,9 +53,6 @@ class Inspector:
             if done.full:
                 break
         return done
-
-    def _of(self, place: Place) -> Rules:
-        return place.rules or self._rules
 
     def _same_inside(
         self, place: Place, name: str, found: os.stat_result, target: int, was: os.stat_result
@@ -73,7 +70,7 @@ class Inspector:
                 same = before.st_size == was.st_size and contents.equal_content(
                     ours, theirs, before.st_size, self._pulse
                 )
-                if same_state(os.fstat(ours)) == same_state(before):
+                if same_state(tree.look_again(ours, cached=self._rules.cached)) == same_state(before):
                     return same and same_state(before) == same_state(found)
             finally:
                 os.close(ours)
@@ -86,7 +83,7 @@ class Inspector:
         above, _, name = path.rpartition("/")
         fd = tree.open_directory(source, above)
         try:
-            place = Place(above, fd, tree.open_directory(self._target, above), found)
+            place = Place(above, fd, tree.open_directory(self._target, above), found, self._rules)
         except OSError:
             os.close(fd)
             raise
@@ -138,7 +135,7 @@ class Inspector:
                 done.mended += 1
             finally:
                 os.close(theirs_fd)
-            if same_state(os.fstat(ours_fd)) != same_state(found):
+            if same_state(tree.look_again(ours_fd, cached=self._rules.cached)) != same_state(found):
                 done.unstable.append(path)
         finally:
             os.close(ours_fd)
@@ -149,7 +146,7 @@ class Inspector:
         assert place.target is not None
         try:
             access = same_access(found, was, self._holds) or not self._copier.lets_in(found.st_mode)
-            if access and not self._rules.checksum and not self._of(place).suspicious(found, was):
+            if access and not self._rules.checksum and not place.rules.suspicious(found, was):
                 return done
             wanted, present = (contents.attributes(fd, self._holds) for fd in (place.source, place.target))
             if access and wanted == present:

@@ -25,7 +25,8 @@ class Job:
     RefusedForSafety when a side is not what it should be. `clock` gives the source's time (ns); None: this machine's.
     `one_clock`: without a base, both sides' ctimes can be compared. `wrote`: when we last wrote on the target, by its
     own clock (ns); None: not known, and nothing there is taken for somebody else's. `foreign`: what
-    was, in the last pass.
+    was, in the last pass; `forgiven`: what of that may be replaced and deleted like our own. `deleted` is told, from
+    any thread, how many entries went with a name, when it is gone.
     """
 
     source: int
@@ -49,3 +50,5 @@ class Job:
     one_clock: bool = False
     wrote: int | None = None
     foreign: frozenset[str] = frozenset()
+    forgiven: frozenset[str] = frozenset()
+    deleted: Callable[[int], None] = lambda entries: None

@@ -13,17 +13,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
+from nfs_provisioner.replication.breaker import Deletions
 
-ALWAYS_DELETED = 1000  # entries: so many may go in one pass, however small the volume
 FIRST_PAUSE = 1.0  # seconds after a failed pass; doubles
 LONGEST_PAUSE = 300.0
 LEAST_PAUSE = 1.0  # seconds between two passes of one volume, however much happens in it
 MOST_DIRECTORIES = 1000  # dirty ones; more are cheaper compared all together
-
-
-def may_delete(deletions: int, entries: int, share: float, allowed: int = 0) -> bool:
-    """The breaker: whether so many of a volume's entries may go. `allowed`: how many a person confirmed."""
-    return deletions <= max(ALWAYS_DELETED, share * entries, allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +32,15 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A pass to be made now. `only`: directories, relative to the volume's; None: everything."""
+    """A pass to be made now. `only`: directories, relative to the volume's; None: everything. `deleted`, `entries`:
+    how many went lately, and of how many (0: not known)."""
 
     pv: str
     rev: int
     only: frozenset[str] | None = None
     allowed: int = 0  # deletions that were confirmed
+    deleted: int = 0
+    entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +53,8 @@ class Ended:
     unstable: int = 0
     skipped: int = 0
     foreign: int = 0  # entries that somebody else wrote on the standby
+    deleted: int = 0  # entries that went, in this pass and in those before it that failed
+    entries: int = 0  # of the source, as far as the pass looked
     message: str = ""
 
 
@@ -72,6 +72,7 @@ class _Volume:
     troubles: int = 0  # passes in a row that were not clean
     confirmed: int = 0
     ended: Ended = Ended(clean=False)
+    deletions: Deletions = field(default_factory=Deletions)
 
     @property
     def done(self) -> bool:
@@ -105,15 +106,19 @@ class Pair:
                 volume.kept = kept
                 self._set_due(pv, volume, math.inf if volume.done else min(volume.due, max(now, volume.full_due)))
 
-    def learned(self, pv: str, age: float, rev: int, now: float, wall: float) -> None:
-        """The standby says that its copy was clean `age` seconds ago."""
+    def learned(
+        self, pv: str, age: float, rev: int, now: float, wall: float, *, doubtful: bool = False, foreign: int = 0
+    ) -> None:
+        """The standby says that its copy was clean `age` seconds ago. `doubtful`: it may have been written since, by a
+        pass that did not end clean. `foreign`: what somebody else wrote there."""
         volume = self._volumes.get(pv)
         if volume is None or volume.clean is not None:
             return
         volume.clean, volume.clean_wall, volume.clean_rev = now - max(0.0, age), wall - max(0.0, age), rev
         self._never_clean.discard(pv)
         # Spread out over the interval at once: after a restart all volumes are as old as the restart took.
-        volume.full_due = now + self._offset(pv) if age < self.interval else now
+        volume.full_due = now if age >= self.interval or doubtful or foreign else now + self._offset(pv)
+        volume.ended = Ended(clean=False, foreign=foreign)
         self._set_due(pv, volume, math.inf if volume.done else volume.full_due)
 
     def dirty(self, pv: str, directories: Iterable[str] | None, now: float) -> None:
@@ -152,7 +157,7 @@ class Pair:
         full = now >= volume.full_due or volume.dirty is None or volume.clean is None or volume.ended.waiting > 0
         only = None if full or not volume.dirty else frozenset(volume.dirty)
         volume.dirty, volume.began = set(), now
-        return Turn(pv, volume.kept.rev, only, volume.confirmed)
+        return Turn(pv, volume.kept.rev, only, volume.confirmed, *volume.deletions.within(now))
 
     def wait(self, now: float) -> float:
         """Seconds until it is somebody's turn."""
@@ -172,16 +177,20 @@ class Pair:
         began, volume.began = volume.began, None
         took = now - began
         volume.troubles = 0 if ended.clean else volume.troubles + 1
+        if turn.only is not None and ended.waiting:  # many for a few directories: all of them together can tell
+            ended = replace(ended, waiting=0, message="")
         if not ended.failed:  # a pass that was cut off has not looked at everything
             volume.ended = ended
+            volume.deletions.note(ended.deleted, ended.entries if turn.only is None else None, now)
+            if turn.allowed and not ended.waiting:
+                volume.deletions.confirmed()
             if turn.allowed or not (ended.waiting or ended.foreign):  # it was for once, and for what was seen then
                 volume.confirmed = 0
         else:
             volume.ended = replace(volume.ended, clean=False, failed=True, message=ended.message)
         if not ended.clean:
             volume.dirty = None
-            pause = self._pause(volume, ended, took)
-            volume.full_due = now + pause
+            volume.full_due = now + self._pause(volume, ended, took)
         elif turn.only is None:
             volume.clean, volume.clean_wall, volume.clean_rev = began, wall - took, turn.rev
             self._never_clean.discard(turn.pv)

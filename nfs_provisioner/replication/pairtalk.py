@@ -12,11 +12,14 @@ from nfs_provisioner.export.syncrecord import SyncRecord
 from nfs_provisioner.export.usage import Usage
 
 if TYPE_CHECKING:  # the engine is the child's
-    from nfs_provisioner.replication.tally import Result
+    pass
 
 DOUBT = "ReplicaDoubted"  # reason of an error that says: a side is not the one that was proven
 ROLLED_BACK = "ActiveRolledBack"  # of one that says: the standby's copy is newer than the active side
 FOREIGN = "ForeignWrites"  # of one that says: somebody else writes to the standby
+UNWRITABLE = "StandbyUnwritable"  # of one that says: the standby is read-only, or takes no more
+WHOLE = frozenset({DOUBT, ROLLED_BACK, UNWRITABLE, "TargetFull", "TargetReadOnly"})
+"""Reasons of errors that end the pass of one volume and concern all of them; the last two are the engine's."""
 SHOWN = 20  # names of files that a report carries; the counts are whole
 
 
@@ -66,7 +69,8 @@ class Found:
 class Request:
     """One pass. `delete_limit`: share of the volume's entries, None: no limit.
 
-    `allowed`: deletions that a person confirmed; then what somebody else wrote on the standby may go as well.
+    `allowed`: deletions that a person confirmed; then what was found there that somebody else wrote may go as well.
+    `deleted`, `entries`: how many went lately, and of how many (0: not known); they count with what is to go now.
     """
 
     pv: str
@@ -74,6 +78,8 @@ class Request:
     only: frozenset[str] | None = None
     delete_limit: float | None = 0.2
     allowed: int = 0
+    deleted: int = 0
+    entries: int = 0
     refresh: float = 60.0  # seconds after which the base of a copy that stays clean is written anew
     clock: int | None = None  # ns to add to CLOCK_BOOTTIME for the source's clock; None: it is this machine's
 
@@ -86,7 +92,9 @@ class Report:
     began: int  # ns of the source's clock
     copied_files: int = 0
     copied_bytes: int = 0
-    deleted: int = 0
+    deleted: int = 0  # names, each with what lay below it
+    deleted_entries: int = 0  # all of them; with those of earlier passes that failed
+    entries: int = 0  # of the source, as far as the pass looked
     usage: Usage | None = None  # of the active side, when this pass saw all that is to be known of it
     unstable: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
@@ -97,24 +105,3 @@ class Report:
     waiting: int = 0
     foreign: tuple[str, ...] = ()
     foreign_count: int = 0
-
-
-def report_of(result: Result, usage: Usage | None) -> Report:
-    """The result of a pass, as the controller is told."""
-    return Report(
-        clean=result.clean,
-        began=result.began,
-        copied_files=result.counts.copied_files,
-        copied_bytes=result.counts.copied_bytes,
-        deleted=result.counts.deleted,
-        usage=usage,
-        unstable=tuple(result.unstable[:SHOWN]),
-        skipped=tuple(result.skipped[:SHOWN]),
-        errors=tuple(result.errors[:SHOWN]),
-        unstable_count=len(result.unstable),
-        skipped_count=len(result.skipped),
-        deferred=len(result.deferred),
-        waiting=result.waiting,
-        foreign=tuple(result.foreign[:SHOWN]),
-        foreign_count=len(result.foreign),
-    )

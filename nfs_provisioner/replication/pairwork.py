@@ -10,14 +10,15 @@ base comes, only when the engine says that the copy is clean.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,23 +26,20 @@ from nfs_provisioner import memory
 from nfs_provisioner.errors import RefusedForSafety, RetryLater
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export import kept, syncrecord
-from nfs_provisioner.export.paths import record_file_name
 from nfs_provisioner.export.records import VolumeRecord
-from nfs_provisioner.export.syncrecord import Base, SyncRecord, UnderWay
+from nfs_provisioner.export.syncrecord import SyncRecord
 from nfs_provisioner.export.worker import LeaseEnd, die_with_parent, pack_error, unpack_error
-from nfs_provisioner.replication.entries import DirectoryId, Holds
+from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.hints import tell
 from nfs_provisioner.replication.holds import probe
 from nfs_provisioner.replication.indexes import Indexes
-from nfs_provisioner.replication.pair import may_delete
-from nfs_provisioner.replication.pairtalk import ROLLED_BACK, Beat, Expected, Found, Report, Request, report_of
-from nfs_provisioner.replication.passes import Job, Result, run_pass
+from nfs_provisioner.replication.pairtalk import SHOWN, UNWRITABLE, Beat, Expected, Found, Report, Request
 from nfs_provisioner.replication.sides import Side, prove
+from nfs_provisioner.replication.volumepass import VolumePass, Workplace
 from nfs_provisioner.replication.watcher import Watcher
 
 _READERS = 16
-_LOCAL_THREADS = 4
-_THREADS = 32
+_UNWRITABLE = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -56,6 +54,8 @@ class PairWorker:
         self._expected: Expected | None = None
         self._staging_name = ""
         self.usage = Indexes()
+        self._deleted: Counter[str] = Counter()
+        self._deleting = threading.Lock()
 
     def open(self, expected: Expected, term: str, slot: int) -> Found:
         """Open and prove both roots, take over from an earlier child, and read how far the copies are."""
@@ -104,7 +104,7 @@ class PairWorker:
         def read(name: str) -> SyncRecord:
             self.beat.bump(slot)
             found = syncrecord.decode_sync(fs.read_file(self.sync, name))
-            return replace(found, missed=(), unstable=(), foreign=())
+            return replace(found, missed=(), unstable=(), foreign=found.foreign[:SHOWN])
 
         names = [n for n in os.listdir(self.sync) if n.endswith(".json") and not n.endswith(".dirs.json")]
         with ThreadPoolExecutor(_READERS) as pool:
@@ -138,7 +138,7 @@ class PairWorker:
         if mine.rev != request.rev:
             raise RetryLater(f"{request.pv}: its record changed meanwhile")
         with active.volume(mine) as source, standby.volume(theirs) as target, self._workplace(slot) as workplace:
-            made = _Pass(self, request, (mine, theirs), workplace, slot, raise_seq)
+            made = VolumePass(self, request, (mine, theirs), workplace, slot, raise_seq)
             try:
                 return made.make(source, target)
             except BaseException:
@@ -146,7 +146,7 @@ class PairWorker:
                 raise
 
     @contextlib.contextmanager
-    def _workplace(self, slot: int) -> Iterator[_Workplace]:
+    def _workplace(self, slot: int) -> Iterator[Workplace]:
         """The slot's own two directories: they stay, so that a pass that finds nothing writes nothing."""
         stage, spare = f"stage-{slot}", f"spare-{slot}"
         for name in (stage, spare):
@@ -154,7 +154,7 @@ class PairWorker:
         with fs.opened(self.staging, stage) as staging, fs.opened(self.staging, spare) as keeping:
             for left in os.listdir(staging):  # of a pass that failed
                 fs.remove_tree(staging, left)
-            workplace = _Workplace(staging, keeping, spare)
+            workplace = Workplace(staging, keeping, spare)
             try:
                 yield workplace
             finally:
@@ -169,6 +169,16 @@ class PairWorker:
         for side, record in zip(self._sides, records, strict=True):
             side.still_there(record)
         return seq
+
+    def note_deleted(self, pv: str, entries: int) -> None:
+        """So many went from this volume's copy. From any thread."""
+        with self._deleting:
+            self._deleted[pv] += entries
+
+    def deleted(self, pv: str, *, told: bool = False) -> int:
+        """Entries that went, and that nobody was told of, because the passes failed. `told`: now somebody is."""
+        with self._deleting:
+            return self._deleted.pop(pv, 0) if told else self._deleted[pv]
 
     @property
     def local(self) -> bool:
@@ -189,159 +199,6 @@ class PairWorker:
         staged.sync()
         staged.publish(self.sync, name)
         os.fsync(self.sync)
-
-
-@dataclass(slots=True)
-class _Workplace:
-    staging: int
-    keeping: int
-    spare: str
-    kept_as: str = ""
-
-
-class _Pass:
-    """One pass over one volume: its records on the standby, and what comes before its first write."""
-
-    def __init__(
-        self,
-        worker: PairWorker,
-        request: Request,
-        records: tuple[VolumeRecord, VolumeRecord],
-        workplace: _Workplace,
-        slot: int,
-        raise_seq: Callable[[], int],
-    ) -> None:
-        self._worker, self._request, self._records, self._workplace = worker, request, records, workplace
-        self._raise_seq = raise_seq
-        self._slot = slot
-        self._stem = record_file_name(request.pv).removesuffix(".json")
-        self._before = syncrecord.decode_sync(fs.read_file(worker.sync, f"{self._stem}.json"))
-        base = self._before.base
-        self._base = base if base is not None and base.promotion == worker.promotion else None
-        self._seq = worker.prove(records)
-        if self._base is not None and self._before.seq > self._seq:
-            raise RefusedForSafety(
-                f"the standby's copy of {request.pv} has seen seq {self._before.seq} of the active side, which says "
-                f"{self._seq}: it was rolled back (restored from a backup or a snapshot?); nothing is copied from it",
-                reason=ROLLED_BACK,
-            )
-        self._wrote = self._before.wrote or 0
-        self._walking = False
-        self._written = False
-        self._lock = threading.Lock()
-
-    def make(self, source: int, target: int) -> Report:
-        """Compare and copy; then say how far the copy is."""
-        request, as_of = self._request, None if self._base is None else self._base.as_of
-        at = time.time()
-        directories: dict[str, DirectoryId] = {}
-        if as_of is not None:
-            directories = syncrecord.decode_directories(
-                fs.read_file(self._worker.sync, f"{self._stem}.dirs.json", limit=1 << 30), as_of
-            )
-        result = run_pass(
-            Job(
-                source=source,
-                target=target,
-                staging=self._workplace.staging,
-                trash=self._workplace.keeping,
-                base=as_of,
-                holds=self._worker.holds,
-                missed=frozenset(self._before.missed),
-                directories=directories,
-                only=request.only,
-                delete_limit=self._may_delete,
-                threads=_LOCAL_THREADS if self._worker.local else _THREADS,
-                guard=self._guard,
-                prove=self._prove,
-                clock=None if self._request.clock is None else self._source_time,
-                one_clock=self._worker.local,
-                wrote=None if request.allowed else self._before.wrote,
-                foreign=frozenset() if request.allowed else frozenset(self._before.foreign),
-                progress=lambda _counts: self._worker.beat.bump(self._slot),
-            )
-        )
-        self._worker.beat.bump(self._slot)
-        self._finish(result, directories)
-        whole = request.only is None
-        usage = self._worker.usage.look(request.pv, result.usage, at, whole=whole, complete=result.measured)
-        return report_of(result, usage)
-
-    def _may_delete(self, deletions: int, entries: int) -> bool:
-        limit = self._request.delete_limit
-        return limit is None or may_delete(deletions, entries, limit, self._request.allowed)
-
-    def _source_time(self) -> int:
-        assert self._request.clock is not None
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._request.clock
-
-    def _prove(self) -> None:
-        """At the beginning, and again before the first deletion."""
-        self._worker.beat.bump(self._slot)
-        self._worker.prove(self._records)
-        self._walking = True
-
-    def _guard(self) -> None:
-        """Before each step. Once the engine walks, it asks for the first time when it is about to write."""
-        self._worker.guard()
-        if self._walking and not self._written:
-            with self._lock:
-                if not self._written:
-                    self._begin_to_write()
-                    self._written = True
-
-    def _begin_to_write(self) -> None:
-        worker = self._worker
-        worker.beat.bump(self._slot)
-        worker.prove(self._records)
-        self._seq = self._raise_seq()
-        worker.beat.bump(self._slot)
-        self._note(replace(self._before, under_way=UnderWay(self._seq, time.time_ns()), wrote=None))
-        name = kept.kept_name(self._request.pv, time.time())
-        if fs.exists(worker.staging, name) or fs.exists(worker.trash, name):
-            name = f"{name}~{os.urandom(4).hex()}"
-        os.rename(self._workplace.spare, name, src_dir_fd=worker.staging, dst_dir_fd=worker.staging)
-        self._workplace.kept_as = name
-
-    def _note(self, record: SyncRecord) -> None:
-        if record != self._before:
-            self._worker.write(f"{self._stem}.json", syncrecord.encode_sync(record))
-            self._before = record
-
-    def _finish(self, result: Result, directories: dict[str, DirectoryId]) -> None:
-        base = self._before.base
-        whole = result.clean and self._request.only is None
-        if whole and (self._written or self._outdated(result)):
-            base = Base(self._worker.promotion, self._seq, result.began, self._request.rev)
-            index = dict(result.directories)
-            if index or directories:
-                data = syncrecord.encode_directories(result.began, index)
-                self._worker.write(f"{self._stem}.dirs.json", data)
-        self._note(
-            SyncRecord(
-                base=base,
-                under_way=None if result.clean else self._before.under_way,
-                missed=tuple(sorted(result.deferred)),
-                unstable=tuple(result.unstable),
-                waiting=result.waiting,
-                wrote=self._last_write(result),
-                foreign=result.foreign,
-            )
-        )
-
-    def _last_write(self, result: Result) -> int | None:
-        """When we last wrote in the copy, by the standby's clock; it never goes back, though that clock may."""
-        if not self._written and (self._before.wrote is not None or not result.clean):
-            return self._before.wrote
-        os.utime(self._workplace.staging)
-        return max(self._wrote, os.fstat(self._workplace.staging).st_ctime_ns)
-
-    def _outdated(self, result: Result) -> bool:
-        """Whether what stands there is worth a write although nothing was copied."""
-        base = self._base
-        if base is None or base.rev != self._request.rev or self._before.under_way is not None:
-            return True
-        return bool(result.began - base.as_of > self._request.refresh * 1e9)
 
 
 def serve(connection: Connection, worker: PairWorker, slot: int) -> None:
@@ -369,11 +226,17 @@ def serve(connection: Connection, worker: PairWorker, slot: int) -> None:
         except EOFError:  # the parent went while it was asked
             os._exit(0)
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, the parent must hear of it
-            packed = pack_error(error, "passing")
+            packed = _packed(error)
         try:
             connection.send(("done", result, packed))
         except OSError:
             os._exit(0)
+
+
+def _packed(error: Exception) -> tuple[str, str, str]:
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:  # the source is never written
+        error = RetryLater(f"the standby cannot be written: {error.strerror}", reason=UNWRITABLE)
+    return pack_error(error, "passing")
 
 
 def main() -> None:

@@ -62,10 +62,12 @@ class Removal:
         guard: Callable[[], None],
         beat: Callable[[], None],
         foreign: Foreign | None,
+        deleted: Callable[[int], None],
         *,
         dry_run: bool,
     ) -> None:
-        self._beat, self._foreign = beat, foreign
+        self._beat, self._foreign, self._deleted = beat, foreign, deleted
+        self._sizes: dict[str, int] = {}  # of what stands for more than one entry
         self._source, self._target, self._trash, self._began = source, target, trash, began
         self._missed, self._guard, self._dry_run = missed, guard, dry_run
         self._device = os.fstat(target).st_dev
@@ -88,6 +90,8 @@ class Removal:
                     if found.st_dev != self._device:
                         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
                     if entries := self._count(fd, path, name, found):
+                        if entries > 1:
+                            self._sizes[path] = entries
                         removed.entries += entries
                         names.append(name)
                     else:
@@ -105,6 +109,8 @@ class Removal:
     def _count(self, directory: int, path: str, name: str, found: os.stat_result) -> int:
         """Entries that the name stands for; 0 when somebody else wrote it, or into it."""
         foreign = self._foreign
+        if foreign is not None and foreign.forgives(path):
+            foreign = None
         if foreign is not None and foreign.knows(path):
             return 0
         if not tree.is_directory(found):
@@ -134,6 +140,10 @@ class Removal:
                     os.close(fd)
         return removed
 
+    def gone(self, path: str) -> None:
+        """It was moved to trash, with all that it stands for."""
+        self._deleted(self._sizes.get(path, 1))
+
     def _remove(
         self, source: int, target: int, above: str, name: str, removed: Removed, *, forbidden: bool, doubt: bool
     ) -> None:
@@ -147,6 +157,7 @@ class Removal:
                 if not self._dry_run:
                     self._guard()
                     self._trash.take(target, above, name)
+                    self.gone(path)
                 removed.names.append(path)
         except OSError as error:
             removed.errors.append((path, error))

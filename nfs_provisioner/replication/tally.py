@@ -41,7 +41,8 @@ class Result:
     and why; `different`: same metadata, other content, kept on both sides; `deferred`: deletions put off, to be given
     to the next pass; `waiting`: deletions above the limit; `foreign`: what somebody else wrote on the target, where it
     is kept. `usage`: what each directory that was walked takes on the source (None: it is gone); `measured`: none that
-    should have been walked is missing there. `log`, of a dry run: what would be done.
+    should have been walked is missing there. `not_compared`: in words, what of every entry was left out, because it
+    cannot be held. `log`, of a dry run: what would be done.
     """
 
     clean: bool
@@ -57,6 +58,7 @@ class Result:
     directories: dict[str, DirectoryId] = field(default_factory=dict)
     usage: Mapping[str, DirectoryUsage | None] = field(default_factory=dict)
     measured: bool = True
+    not_compared: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
 
 
@@ -128,7 +130,7 @@ class Tally:
     def moved(self, path: str) -> None:
         """An entry that did not hold still."""
         self.doubts = True
-        if len(self.unstable) < NAMED:
+        if len(self.unstable) < NAMED and (path or ".") not in self.unstable:
             self.unstable.append(path or ".")
 
     def say(self, line: str) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ _CHUNK = 4000  # bytes of path that one call resolves; PATH_MAX is 4096 with the
 _STATX_BTIME = 0x800
 _AT_EMPTY_PATH = 0x1000
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_STATX_FORCE_SYNC = 0x2000
+_STATX_BASIC_STATS = 0x7FF
+_STATX = struct.Struct("=16xIIIHxxQQ16x" + 4 * "qIi" + "16x")  # links, owners, mode, inode, size; a, birth, c, m times
 _LISTINGS = 3
 _BEAT = 16_384  # entries listed between two signs of life
 _COARSE = 5  # CLOCK_REALTIME_COARSE, which the kernel stamps files with
@@ -141,16 +145,32 @@ def look_at(root: int, path: str) -> os.stat_result | None:
         os.close(fd)
 
 
+def look_again(fd: int, *, cached: bool) -> os.stat_result:
+    """fstat of an open file. `cached`: its server is asked, where fstat(2) tells what a client remembers (H47)."""
+    statx = getattr(_LIBC, "statx", None)
+    if not cached or statx is None:
+        return os.fstat(fd)
+    buffer = ctypes.create_string_buffer(256)
+    if statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer) != 0:
+        if ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):  # a sandbox; the next pass compares once more
+            return os.fstat(fd)
+        raise _failed("")
+    links, uid, gid, mode, inode, size, *times = _STATX.unpack_from(buffer)
+    ns = {name: times[at] * 1_000_000_000 + times[at + 1] for name, at in (("st_ctime_ns", 6), ("st_mtime_ns", 9))}
+    return os.stat_result((mode, inode, 0, links, uid, gid, size, times[0], times[9], times[6]), ns)
+
+
 @dataclass(slots=True)
 class Listing:
     """Names of one directory. `stats` has what lstat said of them, or is None for a large or distant directory.
 
-    `settled` is False when the directory never held still: names may be missing.
+    `settled` is False when the directory never held still: names may be missing. `found`: fstat of it afterwards.
     """
 
     names: set[str] = field(default_factory=set)
     stats: dict[str, os.stat_result] | None = None
     settled: bool = True
+    found: os.stat_result | None = None
 
     def __len__(self) -> int:
         return len(self.names) if self.stats is None else len(self.stats)
@@ -166,7 +186,7 @@ def list_directory(fd: int, *, with_stats_below: int, until_settled: bool, beat:
     before = os.fstat(fd)
     for _ in range(_LISTINGS):
         _list_once(fd, listing, with_stats_below, beat)
-        after = os.fstat(fd)
+        after = listing.found = os.fstat(fd)
         if not until_settled or (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns):
             return listing
         before = after

@@ -27,3 +27,8 @@ def outermost(records: Mapping[str, VolumeRecord]) -> dict[str, str]:
         if holder != pv:
             within[pv] = holder
     return within
+
+
+def lies_still(record: VolumeRecord) -> bool:
+    """Whether nobody writes there any more."""
+    return record.state is State.ARCHIVED

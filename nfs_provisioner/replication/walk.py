@@ -193,7 +193,7 @@ class Walk:
             return
         self._parts.appendleft((item, place, names, lacking))
         place.users += 1
-        compare = partial(changes.compare_names, place, chunk, lacking, place.rules or self._course.rules)
+        compare = partial(changes.compare_names, place, chunk, lacking, place.rules)
         then = partial(self._compared, item, place)
         if self._course.distant:
             self._course.workers.submit(compare, then)
@@ -300,7 +300,7 @@ class Walk:
             self.overlooked = True
 
     def _compared(self, item: _Item, place: Place, found: Changes) -> None:
-        rules = place.rules or self._course.rules
+        rules = place.rules
         self._course.tally.compared(place.path, found)
         place.add(found)
         if (foreign := self._course.foreign) is not None:

@@ -12,6 +12,7 @@ import pytest
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.kube.api import NFS_EXPORT, PVC
 from tests.embedded.site import Controller, Site
+from tests.plugins.loopfs import LoopFileSystem
 
 Json = dict[str, Any]
 
@@ -267,3 +268,65 @@ def test_events_bring_a_change_long_before_the_next_comparison(site: Pair) -> No
         later = site.bound("later")
         (site.on("a", later) / "file").write_text("data")
         site.arrives(later, "file", "data")
+
+
+def test_h38_a_pair_that_is_stopped_stays_so_when_the_controller_restarts(site: Pair) -> None:
+    site.make_pair()
+    site.claim("data")
+    site.claim("other")
+    with site.controller():
+        pv, other = site.bound("data"), site.bound("other")
+        for volume in (pv, other):
+            (site.on("a", volume) / "file").write_text("data")
+            site.arrives(volume, "file", "data")
+        noted = site.mount_root / "web/b/.nfs-provisioner/sync" / f"{pv}.json"
+        site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+        (site.on("b", pv) / "strange").write_text("written by a pod that mounts the standby")
+        site.until(lambda: site.export_status("web").get("phase") == "Halted", "it is not stopped")
+    (site.on("a", other) / "file").write_text("waits")
+    with site.controller() as controller:
+        site.until(lambda: "the pair is stopped" in message_of(controller, other), "the other volume is not stopped")
+        site.until(lambda: site.export_status("web")["phase"] == "Halted", "it is not Halted")
+        assert (site.on("b", other) / "file").read_text() == "data"
+        (site.on("b", pv) / "strange").unlink()
+        site.arrives(other, "file", "waits")
+        site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
+
+
+def test_many_deletions_that_are_few_of_the_volume_stop_nothing(site: Pair) -> None:
+    """The pass that an event begins sees some directories; what the volume has, it learns from a whole one."""
+    site.make_pair(interval="1h", maxLag="2h")
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+        there = site.on("a", pv)
+        for name, count in (("few", 1100), ("many", 6000)):
+            (there / name).mkdir()
+            for number in range(count):
+                (there / name / f"f{number}").touch()
+        site.until(lambda: len(list(site.on("b", pv).rglob("f*"))) == 7101, "the files did not arrive")
+        for number in range(1100):
+            (there / "few" / f"f{number}").unlink()
+        site.until(lambda: os.listdir(site.on("b", pv) / "few") == [], "the deletions were not made")
+        assert site.events("SyncStalled") == []
+
+
+def test_h22_a_standby_that_cannot_be_written_is_seen_long_before_it_is_late(site: Pair, tmp_path: Path) -> None:
+    place = site.mount_root / "web" / "b"
+    with LoopFileSystem(tmp_path / "disk", 64 << 20, mountpoint=place) as disk:
+        (place / "lost+found").rmdir()
+        site.make_pair(maxLag="1h")
+        site.claim("data")
+        with site.controller():
+            pv = site.bound("data")
+            (site.on("a", pv) / "file").write_text("data")
+            site.arrives(pv, "file", "data")
+            noted = place / ".nfs-provisioner/sync" / f"{pv}.json"
+            site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+            disk.read_only()
+            (site.on("a", pv) / "file").write_text("newer")
+            site.until(lambda: "Read-only" in str(site.export_status("web").get("conditions")), "nobody is told")
+            assert site.export_status("web")["phase"] == "Degraded"
+            disk.read_only(False)
+            site.arrives(pv, "file", "newer")
+            site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still said")

@@ -53,14 +53,15 @@ class HangingDirectory:
     reachable all the time, for the test to look behind the scenes.
     """
 
-    def __init__(self, backing: Path, mountpoint: Path, *, flush: bool = False) -> None:
-        """`flush`: whether close(2) reaches the file system, so that it can fail there."""
+    def __init__(self, backing: Path, mountpoint: Path, *, flush: bool = False, remember: bool = False) -> None:
+        """`flush`: whether close(2) reaches the file system, so that it can fail there. `remember`: the kernel believes
+        for an hour what it was told of a file, as an NFS client does for some seconds; the mount is read-only."""
         require("/dev/fuse", "setpriv", "umount", debian=["mount"])
         require_root("mounting a directory that hangs")
         _require_libfuse()
         self.backing = backing
         self.path = mountpoint
-        self._flush = flush
+        self._options = ("--flush",) * flush + ("--remember",) * remember
         self._child: subprocess.Popen[str] | None = None
         self._guard: subprocess.Popen[str] | None = None
         self._device = 0
@@ -87,7 +88,7 @@ class HangingDirectory:
         )
         program = ("-m", "tests.plugins.passthrough", str(self.backing), str(self.path))
         self._child = subprocess.Popen(
-            (find("setpriv"), "--pdeathsig", "KILL", "--", sys.executable, *program, *(("--flush",) * self._flush)),
+            (find("setpriv"), "--pdeathsig", "KILL", "--", sys.executable, *program, *self._options),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -35,12 +35,18 @@ _MNT_DETACH = 2
 class LoopFileSystem:
     """`size` bytes (of the image, not of the free space) of `fstype`, mounted at `path`; a context manager.
 
-    `home` holds the image and, unless `mountpoint` is given, the mount point. The contents outlive `unmount`, and are
+    `options` are more of mkfs. `home` holds the image and, unless `mountpoint` is given, the mount point. The contents outlive `unmount`, and are
     there again after `mount`; use that for a disk that goes and comes back.
     """
 
     def __init__(
-        self, home: Path, size: int, fstype: FileSystemType = "ext4", *, mountpoint: Path | None = None
+        self,
+        home: Path,
+        size: int,
+        fstype: FileSystemType = "ext4",
+        *,
+        mountpoint: Path | None = None,
+        options: tuple[str, ...] = (),
     ) -> None:
         require(_MKFS[fstype][0], "mount", debian=[_PACKAGES[fstype], "mount"])
         require("/dev/loop-control")
@@ -53,6 +59,7 @@ class LoopFileSystem:
         self.image = home / f"{fstype}.img"
         self._size = size
         self._fstype = fstype
+        self._options = options
         self._guard: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -70,7 +77,7 @@ class LoopFileSystem:
         self.image.parent.mkdir(parents=True, exist_ok=True)
         with self.image.open("wb") as image:
             image.truncate(self._size)
-        _run(find(_MKFS[self._fstype][0]), *_MKFS[self._fstype][1:], str(self.image))
+        _run(find(_MKFS[self._fstype][0]), *_MKFS[self._fstype][1:], *self._options, str(self.image))
 
     def mount(self, *, read_only: bool = False) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

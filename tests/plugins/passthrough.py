@@ -2,7 +2,8 @@
 
 Every call first passes a gate, where the parent may have it wait, fail or take long. Commands are JSON lines on
 stdin, each answered with one line on stdout. Must not change what it passes on: inode numbers, nanoseconds, hard
-links, owners, extended attributes and rename's flags are those of the backing file system, and nothing is cached.
+links, owners, extended attributes and rename's flags are those of the backing file system, and nothing is cached,
+unless it is told to be.
 """
 
 from __future__ import annotations
@@ -301,18 +302,21 @@ def main() -> None:
     parser.add_argument("backing")
     parser.add_argument("mountpoint")
     parser.add_argument("--flush", action="store_true")
+    parser.add_argument("--remember", action="store_true")
     arguments = parser.parse_args()
     os.umask(0)
     gate = Gate()
     threading.Thread(target=_obey, args=(gate,), daemon=True).start()
-    no_cache = dict.fromkeys(("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout"), 0)
+    seconds = 3600 if arguments.remember else 0
+    cache = dict.fromkeys(("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout"), seconds)
     # Each call that hangs at the gate keeps a thread; calls beyond them hang in the kernel's queue.
     threads = {"max_threads": 64, "max_idle_threads": 10}
     options = {"foreground": True, "fsname": "passthrough", "use_ino": True, "hard_remove": True}
     # For all users, by the permissions of the files, as on a mount of a server.
     options |= {"allow_other": True, "default_permissions": True}
+    options |= {"ro": True} if arguments.remember else {}  # else the kernel asks again after each read, for the atime
     operations = PassThrough(arguments.backing, ready=lambda: _say("ready"))
-    GatedFuse(operations, arguments.mountpoint, gate, arguments.flush, **options, **threads, **no_cache)
+    GatedFuse(operations, arguments.mountpoint, gate, arguments.flush, **options, **threads, **cache)
 
 
 if __name__ == "__main__":

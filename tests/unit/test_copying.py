@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nfs_provisioner.cli import main
+from tests.plugins.hang import HangingDirectory
+from tests.plugins.loopfs import MIB, LoopFileSystem
 
 
 @pytest.fixture
@@ -98,7 +103,8 @@ def test_h31_names_that_no_terminal_can_print_are_escaped(
 def test_a_terminal_sees_progress_and_a_pipe_does_not(sides: tuple[Path, Path]) -> None:
     command = [sys.executable, "-m", "nfs_provisioner", "sync", *map(str, sides)]
     piped = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert piped.stderr == ""
+    told = [line for line in piped.stderr.splitlines() if not line.startswith("not compared: ")]
+    assert told == []
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
@@ -112,3 +118,107 @@ def test_a_terminal_sees_progress_and_a_pipe_does_not(sides: tuple[Path, Path]) 
         assert process.wait() == 0
     os.close(ours)
     assert b"files" in shown
+
+
+def test_h22_a_target_that_cannot_be_written_is_named_with_what_would_help(
+    sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with LoopFileSystem(tmp_path / "disk", 4 * MIB) as disk:
+        disk.unmount()
+        disk.mount(read_only=True)
+        assert run("sync", sides[0], disk.path) == 1
+        told = capsys.readouterr().err
+        assert (
+            f"nothing can be written in {disk.path} (Read-only file system)" in told and "mount it read-write" in told
+        )
+        assert told.count("\n") == 1
+    with HangingDirectory(sides[1], tmp_path / "mount") as target:
+        target.fail(errno.EACCES, only={"mkdir"})
+        assert run("sync", sides[0], target.path) == 1
+        told = capsys.readouterr().err
+        assert f"nothing can be written in {target.path} (Permission denied)" in told and "no_root_squash" in told
+        assert told.count("\n") == 1
+        target.fail(errno.ENOSPC, only={"create"})
+        assert run("sync", sides[0], target.path) == 1
+        assert "(No space left on device): make room" in capsys.readouterr().err
+    assert os.listdir(sides[1]) == []
+
+
+def test_h55_after_a_sync_to_whole_seconds_the_sides_verify_as_equal(
+    sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with LoopFileSystem(tmp_path / "disk", 4 * MIB, options=("-I", "128")) as disk:
+        assert run("sync", sides[0], disk.path) == 0
+        assert "not compared: parts of a second in times" in capsys.readouterr().err
+        assert run("verify", "--checksum", sides[0], disk.path) == 0
+        printed = capsys.readouterr()
+        assert printed.out == "the two sides are equal\n"
+        assert printed.err.startswith("not compared: parts of a second in times")
+        assert run("sync", "--dry-run", sides[0], disk.path) == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1  # nothing to do
+        os.utime(disk.path / "sub" / "file", (1, 1))
+        assert run("verify", sides[0], disk.path) == 1
+
+
+def test_a_target_of_an_archives_whole_seconds_is_compared_to_the_nanosecond(
+    sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("sync", *sides) == 0
+    for path in (sides[1] / "sub" / "file", sides[1] / "sub", sides[1]):
+        os.utime(path, (path.stat().st_mtime // 1, path.stat().st_mtime // 1))
+    capsys.readouterr()
+    assert run("verify", *sides) == 1
+    assert "parts of a second" not in capsys.readouterr().err
+
+
+def test_h55_a_target_without_extended_attributes_is_compared_by_the_rest(
+    sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.setxattr(sides[0] / "sub" / "file", "user.note", b"x")
+    with HangingDirectory(sides[1], tmp_path / "mount") as target:
+        calls = {"getxattr", "setxattr", "listxattr"}
+        target.fail(errno.EOPNOTSUPP, only=calls)
+        assert run("sync", sides[0], target.path) == 0
+        capsys.readouterr()
+        assert run("verify", sides[0], target.path) == 0
+        assert "not compared: extended attributes, POSIX ACLs" in capsys.readouterr().err
+    assert run("verify", *sides) == 1
+
+
+def test_h30_verify_does_not_vouch_for_what_it_left_out(
+    sides: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (sides[0] / "mount").mkdir()
+    (sides[0] / ".nfs-provisioner").mkdir()
+    assert run("sync", *sides) == 0
+    capsys.readouterr()
+    assert run("verify", *sides) == 0  # a name of ours is no part of the tree
+    assert capsys.readouterr().out == "the two sides are equal, but for what was left out: .nfs-provisioner\n"
+    with LoopFileSystem(tmp_path / "disk", 4 * MIB, mountpoint=sides[0] / "mount"):
+        assert run("verify", "--checksum", *sides) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "the two sides are equal, but for what was left out: .nfs-provisioner, mount\n"
+    assert "skipped: mount: something is mounted here" in printed.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_h27_a_sync_that_is_told_to_end_leaves_nothing_of_its_own(
+    number: signal.Signals, sides: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (sides[0] / "large").write_bytes(b"x" * 30_000_000)
+    with HangingDirectory(sides[0], tmp_path / "mount") as source:
+        source.delay(0.5, only={"read"})  # the copy takes minutes, and is not waited for
+        command = [sys.executable, "-m", "nfs_provisioner", "sync", str(source.path), str(sides[1])]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            end = time.monotonic() + 30
+            while not list(sides[1].glob(".nfs-provisioner-sync-*/staged-*/*")):
+                assert time.monotonic() < end and process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(number)
+            try:
+                told = process.communicate(timeout=20)[1]
+            finally:
+                source.release()
+    assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
+    assert b"Traceback" not in told
+    assert os.listdir(sides[1]) == []

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from nfs_provisioner.errors import LostLeadership, RefusedForSafety, RetryLater
-from nfs_provisioner.replication import changes, plain, tree
+from nfs_provisioner.replication import changes, contents, plain, tree
 from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.holds import probe
 from nfs_provisioner.replication.passes import Result
@@ -160,6 +160,49 @@ def test_h20_a_source_that_cannot_be_read_deletes_nothing(operation: str, tmp_pa
             assert (sides.target / "d" / "c").exists(), after
         assert sides.run(holds=Holds(xattrs=False, acls=False)).clean
         assert not (sides.target / "d" / "e").exists()
+
+
+@pytest.mark.parametrize("what", ["kept", "kept/file"])
+def test_h20_what_moved_into_a_directory_that_cannot_be_read_is_not_deleted(what: str, sides: Sides) -> None:
+    """It is under no name that shows, and it is not gone: one pass after the other, while that lasts."""
+    fill(sides.source, ("locked/other", "kept/file"))
+    sides.quiet()
+    (sides.source / what).rename(sides.source / "locked" / "moved")
+    real = tree.list_directory
+
+    def listed(fd: int, **options: Any) -> tree.Listing:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(sides.source / "locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(fd, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "list_directory", listed)
+        for _ in range(3):
+            result = sides.run()
+            assert not result.clean and result.counts.deleted == 0
+            assert result.errors == (("locked", os.strerror(errno.EACCES)),)
+            assert result.deferred == {what} and (sides.target / "kept" / "file").exists()
+    sides.quiet()
+
+
+def test_h20_what_was_renamed_keeps_its_old_name_while_it_cannot_be_copied(sides: Sides) -> None:
+    fill(sides.source)
+    sides.quiet()
+    (sides.source / "d" / "c").rename(sides.source / "d" / "renamed")
+    real = contents.open_source
+
+    def opened(directory: int, name: str) -> int:
+        if name == "renamed":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(directory, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contents, "open_source", opened)
+        for _ in range(3):
+            result = sides.run()
+            assert result.errors == (("d/renamed", os.strerror(errno.EIO)),) and result.deferred == {"d/c"}
+            assert (sides.target / "d" / "c").exists()
+    sides.quiet()
 
 
 # H42: what trash has may stand where a directory is to be
@@ -978,6 +1021,46 @@ def test_h44_a_deletion_in_a_busy_directory_waits_for_the_pass_after(sides: Side
     assert result.counts.deleted == 1
     assert not (sides.target / "d" / "c").exists()
     sides.quiet()
+
+
+@pytest.fixture
+def restless(sides: Sides, monkeypatch: pytest.MonkeyPatch) -> Sides:
+    """The source's directory d changes after each listing, and shows nothing of it afterwards."""
+    real = os.scandir
+    fill(sides.source)
+    sides.quiet()
+    (sides.source / "d" / "c").unlink()
+
+    @contextlib.contextmanager
+    def listed(fd: int) -> Iterator[Iterator[os.DirEntry[str]]]:
+        with real(fd) as scan:
+            yield scan
+        if os.readlink(f"/proc/self/fd/{fd}") == str(sides.source / "d"):
+            before = os.fstat(fd)
+            while os.fstat(fd).st_ctime_ns == before.st_ctime_ns:  # until the clock that stamps files has moved
+                (sides.source / "d" / "busy").touch()
+                (sides.source / "d" / "busy").unlink()
+
+    monkeypatch.setattr(os, "scandir", listed)
+    return sides
+
+
+def test_h44_a_directory_that_never_held_still_makes_no_clean_pass(restless: Sides) -> None:
+    result = restless.run()
+    assert (result.clean, result.unstable) == (False, ("d",))
+
+
+def test_h44_what_a_restless_listing_lacks_is_deleted_by_the_pass_after_however_old_the_change_seems(
+    restless: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass is said to begin an hour later, so that no time of the directory speaks against the deletion."""
+    moment = tree.moment() + 3600 * SECOND
+    result = restless.run(clock=lambda: moment)
+    assert result.deferred == {"d/c"} and (restless.target / "d" / "c").exists()
+    assert restless.run(clock=lambda: moment).counts.deleted == 1
+    monkeypatch.undo()
+    restless.base = None
+    restless.quiet()
 
 
 def test_h44_files_that_always_existed_are_never_deleted(sides: Sides) -> None:

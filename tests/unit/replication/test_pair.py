@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfs_provisioner.replication.pair import ALWAYS_DELETED, Ended, Kept, Pair, Turn, may_delete
+from nfs_provisioner.replication.breaker import ALWAYS_DELETED, PART, WINDOW, may_delete
+from nfs_provisioner.replication.pair import Ended, Kept, Pair, Turn
 
 INTERVAL = 30.0
 CLEAN = Ended(clean=True)
@@ -32,6 +33,12 @@ LIMITS = [
 @pytest.mark.parametrize(("deletions", "entries", "share", "allowed", "may"), LIMITS)
 def test_the_breaker(deletions: int, entries: int, share: float, allowed: int, may: bool) -> None:
     assert may_delete(deletions, entries, share, allowed) is may
+
+
+@pytest.mark.parametrize(("before", "may"), [(19_000, True), (19_001, False)])
+def test_the_breaker_counts_what_went_before(before: int, may: bool) -> None:
+    assert may_delete(1000, 100_000, 0.2, before=before) is may
+    assert may_delete(1000, 100_000, 0.2, 1000, before), "a person has seen these"
 
 
 def pair(*pvs: str, now: float = 0.0, **kept: Kept) -> Pair:
@@ -200,6 +207,72 @@ def test_deletions_that_wait_are_confirmed_once_and_for_what_was_seen() -> None:
     assert made.standing(2.0).waiting == ()
     later = made.next(100.0)
     assert later is not None and later.allowed == 0
+
+
+def went(made: Pair, now: float, deleted: int) -> Turn:
+    """A pass over one directory deletes so many."""
+    made.dirty("one", ["a"], now)
+    turn = made.next(now)
+    assert turn is not None and turn.only is not None
+    done(made, turn, Ended(clean=True, deleted=deleted), now)
+    return turn
+
+
+def test_what_went_in_portions_is_judged_together() -> None:
+    """Promise 9: a mirror is not emptied by accident, and not slowly either."""
+    made = Pair(10 * WINDOW)
+    made.keep({"one": Kept(1)}, 0.0)
+    done(made, made.next(0.0), Ended(clean=True, entries=10_000), 0.0)
+    turns = [went(made, 10.0 + 2 * number, 900) for number in range(3)]
+    assert [(turn.deleted, turn.entries) for turn in turns] == [(0, 10_000), (900, 10_000), (1800, 10_000)]
+    assert went(made, WINDOW, 0).deleted == 2700
+    later = went(made, 30.0 + PART + WINDOW, 0)
+    assert (later.deleted, later.entries) == (0, 7300), "a new window begins with what is left"
+
+
+def test_what_went_before_anybody_knew_the_size_counts_with_the_size_it_had() -> None:
+    made = pair("one")
+    made.learned("one", 1.0, 1, 0.0, 5000.0)
+    went(made, 1.0, 900)
+    made.dirty("one", None, 5.0)
+    done(made, made.next(5.0), Ended(clean=True, entries=4000, deleted=100), 5.0)
+    assert (turn := went(made, 10.0, 0)).deleted == 1000 and turn.entries == 5000
+
+
+def test_what_a_person_confirmed_begins_a_new_window() -> None:
+    made = pair("one")
+    done(made, made.next(0.0), Ended(clean=False, waiting=5000, entries=5000, deleted=900), 1.0)
+    made.confirm("one", 1.5)
+    done(made, made.next(1.5), Ended(clean=True, entries=5000, deleted=5000), 2.0)
+    assert went(made, 5.0, 0).deleted == 0
+
+
+def test_many_deletions_in_a_few_directories_are_looked_at_in_the_whole_volume_before_anybody_is_asked() -> None:
+    made = pair("one")
+    done(made, made.next(0.0), CLEAN, 0.1)
+    made.dirty("one", ["a"], 5.0)
+    done(made, made.next(5.0), Ended(clean=False, waiting=1500, message="1500 deletions wait"), 5.1)
+    assert made.standing(5.1).waiting == ()
+    found = made.volume("one", 5.1)
+    assert found is not None and (found.waiting, found.message) == (0, "")
+    assert (again := made.next(7.0)) is not None and again.only is None
+
+
+def test_a_copy_between_two_states_is_compared_whole_at_once_after_a_restart() -> None:
+    """H27: a pass over some directories would not find what the one that was cut off left."""
+    made = Pair(3600.0)
+    made.keep({"one": Kept(1)}, 0.0)
+    made.learned("one", 1.0, 1, 0.0, 5000.0, doubtful=True)
+    made.dirty("one", ["a"], 0.0)
+    assert made.next(0.0) == Turn("one", 1, None)
+
+
+def test_h38_what_somebody_else_wrote_can_be_confirmed_after_a_restart() -> None:
+    made = Pair(3600.0)
+    made.keep({"one": Kept(1)}, 0.0)
+    made.learned("one", 1.0, 1, 0.0, 5000.0, foreign=2)
+    assert made.confirm("one", 0.0) == 2
+    assert made.next(0.0) == Turn("one", 1, None, allowed=2)
 
 
 def test_a_confirmation_outlives_a_pass_that_was_cut_off() -> None:

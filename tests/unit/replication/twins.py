@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,11 @@ from nfs_provisioner.replication.pairwork import PairWorker
 from tests.unit.export.world import identity, volume
 
 
+def boot_offset(ahead: int) -> int:
+    """Of a source whose clock is so many ns ahead of this machine's."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + ahead
+
+
 @dataclass
 class Twins:
     """`stores` are the replicas' own workers, as far as a pair needs them."""
@@ -29,6 +35,7 @@ class Twins:
     stores: dict[str, Store] = field(default_factory=dict)
     raised: list[int] = field(default_factory=list)
     workers: list[PairWorker] = field(default_factory=list)
+    clock: int | None = None  # what passes are told of the source's clock
 
     def __post_init__(self) -> None:
         self.lease.set(math.inf)
@@ -99,7 +106,7 @@ class Twins:
         """One pass."""
         record = self.stores["a"].read(pv)
         assert record is not None
-        request = Request(pv, record.rev, **options)  # type: ignore[arg-type]
+        request = Request(pv, record.rev, **({"clock": self.clock} | options))  # type: ignore[arg-type]
         return worker.run(request, 0, raise_seq or self.raise_seq)
 
     def noted(self, pv: str) -> SyncRecord:
@@ -116,11 +123,13 @@ class Twins:
             os.utime(place)
 
     def settled(self, pv: str) -> None:
-        """As if the last clean pass had come long after the last change: what is younger is compared deeply."""
+        """As if the last clean pass had come long after the last change: what is younger is compared deeply. The
+        source's clock goes on from there."""
         noted = self.noted(pv)
         assert noted.base is not None
         base = replace(noted.base, as_of=noted.base.as_of + 10**10)
         (self.control("b") / "sync" / f"{pv}.json").write_bytes(encode_sync(replace(noted, base=base)))
+        self.clock = boot_offset(base.as_of - time.time_ns() + 10**10)
 
     def side(self, name: str) -> Identity:
         found = self.stores[name].facts().identity
