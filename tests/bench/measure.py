@@ -160,7 +160,8 @@ def children(pid: int) -> list[int]:
     """Pids of the processes that this one started: of a controller, all its workers."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += map(int, (task / "children").read_text().split())
+        with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
+            found += map(int, (task / "children").read_text().split())
     return found
 
 

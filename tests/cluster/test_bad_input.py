@@ -57,8 +57,9 @@ def refused(site: Site, controller: Controller, claim: Json, *words: str) -> Jso
 
 
 def tries(controller: Controller, claim: Json) -> int:
-    """How often the controller came to the same end."""
-    return len(re.findall(rf"INFO \S+reconciler: pvc-{claim['metadata']['uid']}: ", controller.log))
+    """How often the controller came to the same end. That its watch had not brought the class yet is none."""
+    unknown = "StorageClass '[^']*' does not exist"
+    return len(re.findall(rf"INFO \S+reconciler: pvc-{claim['metadata']['uid']}: (?!{unknown})", controller.log))
 
 
 def settled(site: Site, controller: Controller, claim: Json) -> None:

@@ -289,11 +289,19 @@ def test_what_clients_write_is_read_from_the_other_server_within_the_lag_that_st
         assert os.readlink(served.roots["b"] / directory / "latest") == "uploads/one"
         client.rename("uploads", "done")
         client.unlink("done/two")
+        with client.open("done/one", os.O_WRONLY) as file:
+            file.pwrite(b"2" * 50_000, 0)
+            file.fsync()
+        for number in range(20):
+            client.write(f"done/new-{number}", b"%d" % number)
         written = time.time()
         eventually(lambda: clean_since(stand, written), "the status tells of the next")
-    with Mount(STANDBY_HOST, served.port, PATH) as other:
-        assert other.listdir(f"/{directory}") == ["done", "latest"]
-        assert other.listdir(f"/{directory}/done") == ["one"]
+        with Mount(STANDBY_HOST, served.port, PATH) as other:
+            assert other.listdir(f"/{directory}") == ["done", "latest"]
+            assert set(other.listdir(f"/{directory}/done")) == {"one", *(f"new-{number}" for number in range(20))}
+            assert other.read(f"/{directory}/done/one") == b"2" * 50_000 + b"1" * 50_000
+            for number in range(20):
+                assert other.read(f"/{directory}/done/new-{number}") == b"%d" % number
 
 
 def clean_since(stand: Stand, moment: float) -> bool:
