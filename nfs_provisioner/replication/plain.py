@@ -243,9 +243,13 @@ def _make_staging(target: int, name: str, path: str) -> int:
         fd = tree.open_directory(target, name)
     except OSError as error:
         raise _not_writable(path, error) from error
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with contextlib.suppress(OSError):
-        os.removexattr(fd, "system.posix_acl_default")  # inherited: everything staged would inherit it, too
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):
+            os.removexattr(fd, "system.posix_acl_default")  # inherited: everything staged would inherit it, too
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
