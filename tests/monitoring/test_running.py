@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from tests.cluster.site import eventually
 from tests.monitoring import dashboard
 from tests.monitoring.expressions import TARGET_LABELS, legend_labels, names, unknown
 from tests.monitoring.files import filled, panels, rules
@@ -80,11 +81,13 @@ def test_a_volumes_namespace_is_its_claims(stage: tuple[Prometheus, Exposed]) ->
 
 def test_only_what_is_wrong_alerts(stage: tuple[Prometheus, Exposed]) -> None:
     """One claim cannot be provisioned, one takes twice what it requested; nothing else is wrong."""
-    states = {rule["name"]: rule["state"] for rule in stage[0].rules()}
-    assert {name for name, state in states.items() if state != "inactive"} == {
-        "NfsProvisionerProvisioningFails",
-        "NfsProvisionerClaimOverRequest",
-    }
+    wrong = {"NfsProvisionerProvisioningFails", "NfsProvisionerClaimOverRequest"}
+
+    def told() -> set[str]:
+        return {rule["name"] for rule in stage[0].rules() if rule["state"] != "inactive"}
+
+    # A busy machine may hold up an evaluation, or the standby, for a moment.
+    eventually(lambda: told() == wrong, "those two, and no others, are pending or firing")
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
