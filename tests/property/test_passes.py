@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RetryLater
 from tests.plugins.packages import require_root
@@ -286,10 +286,14 @@ class Histories(RuleBasedStateMachine):
         """Of what the last clean state had: it is in place, or in trash."""
         assert self.clean <= digests(self.sides.target, self.sides.trash)
 
-    @precondition(lambda self: self.sides.base is not None)
     @rule()
     def run_twice(self) -> None:
-        """The second finds nothing to do."""
+        """The second finds nothing to do.
+
+        No precondition: where a cut falls differs with the threads, and a history must be drawn the same again.
+        """
+        if self.sides.base is None:
+            return
         self.sides.run(threads=self.threads)
         counts = self.sides.run(threads=self.threads).counts
         assert (counts.copied_files, counts.mended, counts.renamed, counts.linked, counts.deleted) == (0, 0, 0, 0, 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from nfs_provisioner.config import parse_quantity
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
@@ -36,7 +36,11 @@ MEASURE_EVERY = 0.3
 
 
 class Books(RuleBasedStateMachine):
-    """The rules are what users and administrators do; `agree` is what must be so in the end."""
+    """The rules are what users and administrators do; `agree` is what must be so in the end.
+
+    No rule has a precondition: what there is to grow or to delete depends on how far the controller has come, and a
+    history must be drawn the same when it is played again. A rule that finds nothing does nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,45 +81,44 @@ class Books(RuleBasedStateMachine):
         for _ in range(number):
             self.new_claim(size, storage_class)
 
-    @precondition(lambda self: self.bound())
     @rule(pick=PICKS, more=SIZES)
     def grow(self, pick: int, more: int) -> None:
-        claim = self.one_of(self.bound(), pick)
-        size = parse_quantity(claim["spec"]["resources"]["requests"]["storage"]) + more * MI
-        self.site.grow(claim["metadata"]["name"], str(size))
+        for claim in self.one_of(self.bound(), pick):
+            size = parse_quantity(claim["spec"]["resources"]["requests"]["storage"]) + more * MI
+            self.site.grow(claim["metadata"]["name"], str(size))
 
-    @precondition(lambda self: self.claims())
     @rule(pick=PICKS)
     def delete(self, pick: int) -> None:
         """One that is bound, or one that still waits."""
-        self.site.delete_claim(self.one_of(self.claims(), pick)["metadata"]["name"])
+        for claim in self.one_of(self.claims(), pick):
+            self.site.delete_claim(claim["metadata"]["name"])
 
-    @precondition(lambda self: self.archives())
     @rule(pick=PICKS)
     def restore(self, pick: int) -> None:
-        archive = self.archives()[pick % len(self.archives())]
-        self.new_claim(archive.requested // MI, "both", annotations={RESTORE_ARCHIVE: archive.directory})
+        archives = self.archives()
+        if archives:
+            archive = archives[pick % len(archives)]
+            self.new_claim(archive.requested // MI, "both", annotations={RESTORE_ARCHIVE: archive.directory})
 
-    @precondition(lambda self: self.bound())
     @rule(pick=PICKS)
     def clone(self, pick: int) -> None:
-        source = self.one_of(self.bound(), pick)
-        size = parse_quantity(source["spec"]["resources"]["requests"]["storage"])
-        reference = {"kind": "PersistentVolumeClaim", "name": source["metadata"]["name"]}
-        self.new_claim(size // MI, "both", dataSource=reference)
+        for source in self.one_of(self.bound(), pick):
+            size = parse_quantity(source["spec"]["resources"]["requests"]["storage"])
+            reference = {"kind": "PersistentVolumeClaim", "name": source["metadata"]["name"]}
+            self.new_claim(size // MI, "both", dataSource=reference)
 
-    @precondition(lambda self: self.volumes_on_disk())
     @rule(pick=PICKS, size=st.integers(0, 300_000), name=st.sampled_from(("one", "two", "deep/er/three")))
     def write(self, pick: int, size: int, name: str) -> None:
         """A file, and a second name for it, as a tenant does."""
-        file = self.directory(pick) / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("wb") as opened:
-            opened.write(os.urandom(size))
-            os.fsync(opened.fileno())
-        link = file.with_suffix(".link")
-        link.unlink(missing_ok=True)
-        os.link(file, link)
+        for claim in self.one_of(self.bound(), pick):
+            file = self.directory(claim["spec"]["volumeName"]) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("wb") as opened:
+                opened.write(os.urandom(size))
+                os.fsync(opened.fileno())
+            link = file.with_suffix(".link")
+            link.unlink(missing_ok=True)
+            os.link(file, link)
 
     @rule(export=st.sampled_from(EXPORTS), size=st.sampled_from((SMALLEST, 80, 120)))
     def resize(self, export: str, size: int) -> None:
@@ -155,17 +158,15 @@ class Books(RuleBasedStateMachine):
     def archives(self) -> list[VolumeRecord]:
         return sorted((r for _, r in self.records() if r.state is State.ARCHIVED), key=lambda r: r.pv)
 
-    def volumes_on_disk(self) -> list[tuple[str, VolumeRecord]]:
-        live = [(export, record) for export, record in self.records() if record.state is State.LIVE]
-        return sorted(live, key=lambda one: one[1].pv)
-
-    def directory(self, pick: int) -> Path:
-        export, record = self.volumes_on_disk()[pick % len(self.volumes_on_disk())]
+    def directory(self, pv: str) -> Path:
+        [(export, record)] = [one for one in self.records() if one[1].pv == pv]
         return self.site.mount_root / export / "a" / record.directory
 
     @staticmethod
-    def one_of(found: list[Json], pick: int) -> Json:
-        return sorted(found, key=lambda obj: str(obj["metadata"]["name"]))[pick % len(found)]
+    def one_of(found: list[Json], pick: int) -> list[Json]:
+        """One of them in a list, or none if none was found."""
+        ordered = sorted(found, key=lambda obj: str(obj["metadata"]["name"]))
+        return ordered[pick % len(ordered) :][:1] if ordered else []
 
     # -- what must be so ------------------------------------------------------------------------------------------------
 
