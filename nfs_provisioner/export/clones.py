@@ -56,9 +56,9 @@ def source_of(store: Store, clone: VolumeRecord) -> VolumeRecord:
 
 
 @contextlib.contextmanager
-def opened(store: Store, record: VolumeRecord) -> Iterator[int]:
-    """Descriptor of the record's directory, reached without following a link."""
-    with fs.parent_of(store.root, record.directory) as (parent, name):
+def opened(store: Store, record: VolumeRecord, root: int | None = None) -> Iterator[int]:
+    """Descriptor of the record's directory, reached without following a link. `root` stands in for the store's."""
+    with fs.parent_of(store.root if root is None else root, record.directory) as (parent, name):
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
     try:
         inode = os.fstat(fd).st_ino

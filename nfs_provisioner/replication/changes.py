@@ -29,6 +29,8 @@ from nfs_provisioner.replication.usage import DirectoryUsage, Linked
 SMALL = 20_000
 """A directory of more entries is compared in parts, so that what lstat says of a million entries is never all held."""
 
+MOUNTED = "something is mounted here: a copy ends at mount points"
+
 Found = tuple[str, os.stat_result, os.stat_result | None]
 """A name, and what lstat says of it on the source and on the target."""
 
@@ -279,7 +281,7 @@ def _sort(name: str, mine: os.stat_result, was: os.stat_result | None, rules: Ru
     if is_silly(name, mine.st_ino):
         return
     if mine.st_dev != rules.device:
-        changes.skipped.append((name, "something is mounted here: a copy ends at mount points"))
+        changes.skipped.append((name, MOUNTED))
         return
     action = decide(mine, was, rules)
     if action is Action.SAME:

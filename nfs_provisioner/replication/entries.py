@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass, fields, replace
-from enum import Enum, StrEnum
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from operator import attrgetter
 
 MARGIN_NS = 2_000_000_000
@@ -20,43 +20,19 @@ MARGIN_NS = 2_000_000_000
 APART_NS = 86_400_000_000_000
 """Two clocks that nobody compared are not further apart than this."""
 
+FAR_NS = 1 << 70
+"""Later than any time that Linux knows."""
+
 DirectoryId = tuple[int, int | str]
 """Inode, and birth time (ns) or file handle: what tells a renamed directory from one that got its inode number."""
-
-
-class Kind(StrEnum):
-    """Types of entries, as a person calls them."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    LINK = "link"
-    FIFO = "fifo"
-    SOCKET = "socket"
-    BLOCK = "block device"
-    CHARACTER = "character device"
-
-
-_KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.LINK,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-    stat.S_IFBLK: Kind.BLOCK,
-    stat.S_IFCHR: Kind.CHARACTER,
-}
-
-
-def kind_of(mode: int) -> Kind:
-    """Kind of an entry with this st_mode. KeyError for a type that Linux does not know."""
-    return _KINDS[stat.S_IFMT(mode)]
 
 
 @dataclass(frozen=True, slots=True)
 class Holds:
     """What both sides can hold; the rest is left out of copies and comparisons.
 
-    `nanoseconds` False means whole seconds; `case` False that names differing in case only are one name.
+    `nanoseconds` False means whole seconds; `case` False that names differing in case only are one name. Times before
+    `earliest` and after `latest` (ns) become these; `times` False: between 1901 and 2110 there are some.
     """
 
     owners: bool = True
@@ -67,16 +43,28 @@ class Holds:
     devices: bool = True
     modes: bool = True
     case: bool = True
+    times: bool = True
+    # Not compared: every file system has some bounds, and what agrees to the bit agrees whatever they are.
+    earliest: int = field(default=-FAR_NS, compare=False)
+    latest: int = field(default=FAR_NS, compare=False)
 
     def __and__(self, other: Holds) -> Holds:
         """What this and the other side can both hold."""
-        return Holds(**{field.name: getattr(self, field.name) and getattr(other, field.name) for field in fields(self)})
+        both = {name: getattr(self, name) and getattr(other, name) for name in _HELD_OR_NOT}
+        return Holds(**both, earliest=max(self.earliest, other.earliest), latest=min(self.latest, other.latest))
 
     def lacking(self) -> tuple[str, ...]:
         """Names of what is not held, for the one report about it."""
-        return tuple(field.name for field in fields(self) if not getattr(self, field.name))
+        return tuple(name for name in _HELD_OR_NOT if not getattr(self, name))
+
+    def time(self, ns: int) -> int:
+        """What becomes of a time of the source: in the first and the last second, Linux keeps no fraction."""
+        if ns >= self.latest:
+            return self.latest
+        return self.earliest if ns < self.earliest + 1_000_000_000 else ns
 
 
+_HELD_OR_NOT = tuple(one.name for one in fields(Holds) if one.compare)
 FULL = Holds()
 
 same_state = attrgetter("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns", "st_mode")
@@ -98,10 +86,12 @@ class Action(Enum):
 
 
 def same_times(source: os.stat_result, target: os.stat_result, holds: Holds) -> bool:
-    """Whether the mtimes agree, to the second where one side holds no more."""
-    if holds.nanoseconds:
-        return source.st_mtime_ns == target.st_mtime_ns
-    return source.st_mtime_ns // 1_000_000_000 == target.st_mtime_ns // 1_000_000_000
+    """Whether the mtimes agree, to the second where one side holds no more, and as far as its times reach."""
+    ours, theirs = source.st_mtime_ns, target.st_mtime_ns
+    if ours == theirs:
+        return True
+    ours = holds.time(ours)
+    return ours == theirs if holds.nanoseconds else ours // 1_000_000_000 == theirs // 1_000_000_000
 
 
 def same_access(source: os.stat_result, target: os.stat_result, holds: Holds) -> bool:
@@ -137,7 +127,8 @@ class Rules:
     `base` is the source's time of the last clean pass (ns); None: there was none. `one_clock` says that both sides are
     stamped by this machine's clock; then, without a base, a target entry's ctime tells when it was copied at the
     latest. `checksum` looks at everything in depth. `device` is the st_dev of the source. `cached`: what the source
-    shows may be what an NFS client remembers, so a second look has to ask the server.
+    shows may be what an NFS client remembers, so a second look has to ask the server. `replaced`: the directory is not
+    the one that was copied here, so old times in it say nothing.
     """
 
     holds: Holds = FULL
@@ -146,11 +137,12 @@ class Rules:
     checksum: bool = False
     device: int = 0
     cached: bool = False
+    replaced: bool = False
 
     @property
     def strict(self) -> Rules:
         """For a directory that is not the one it was: what lies in it may be old, and was still never compared."""
-        return replace(self, base=None, one_clock=False)
+        return replace(self, base=None, one_clock=False, replaced=True)
 
     def suspicious(self, source: os.stat_result, target: os.stat_result) -> bool:
         """Whether the source may have changed since it was copied, although it looks equal."""
@@ -159,6 +151,14 @@ class Rules:
         if not self.one_clock or source.st_nlink > 1 or target.st_nlink > 1:
             return True  # links made or removed move the target's ctime as well
         return source.st_ctime_ns >= target.st_ctime_ns - MARGIN_NS
+
+    def unchanged(self, source: os.stat_result, target: os.stat_result) -> bool:
+        """Whether the source surely has not changed since it was copied: other content is nobody's change then."""
+        if self.replaced:
+            return False
+        if self.base is not None:
+            return not self.suspicious(source, target)
+        return source.st_ctime_ns < target.st_ctime_ns - (MARGIN_NS if self.one_clock else APART_NS)
 
 
 def decide(source: os.stat_result, target: os.stat_result | None, rules: Rules) -> Action:

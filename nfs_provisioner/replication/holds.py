@@ -12,10 +12,14 @@ from collections.abc import Callable
 
 from nfs_provisioner.export.filesystem import make_directory, remove_tree
 from nfs_provisioner.replication import contents, tree
-from nfs_provisioner.replication.entries import Holds
+from nfs_provisioner.replication.entries import FAR_NS, Holds
 
 _OTHER = 65_533
 _NS = 1_000_000_000_123_456_789
+_SECOND = 1_000_000_000
+_FAR = 1 << 40
+_EARLY = (-(1 << 31), 0, 315_532_800)  # 1901, 1970, 1980
+_LATE = (16_725_225_600, 7_258_118_400, 4_417_977_600, 4_291_747_200, 2_145_916_800)  # 2500, 2200, 2110, 2106, 2038
 # struct posix_acl_xattr_header and entries (tag, permissions, id): the owner, one user, the group, mask, others
 _ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, permissions, who)
@@ -37,7 +41,11 @@ def probe(directory: int) -> Holds:
     try:
         file = os.open("a", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=fd)
         try:
+            earliest, latest = _bound(file, -_FAR, _EARLY), _bound(file, _FAR, _LATE)
             return Holds(
+                times=earliest <= _EARLY[0] * _SECOND and latest >= _LATE[2] * _SECOND,
+                earliest=earliest,
+                latest=latest,
                 owners=_held(lambda: _owner(file)),
                 nanoseconds=_held(lambda: _nanoseconds(file)),
                 xattrs=_held(lambda: _attribute(file, "user.nfs-provisioner", b"1")),
@@ -72,6 +80,28 @@ def _owner(file: int) -> bool:
 def _nanoseconds(file: int) -> bool:
     os.utime(file, ns=(_NS, _NS))
     return os.fstat(file).st_mtime_ns == _NS
+
+
+def _bound(file: int, far: int, candidates: tuple[int, ...]) -> int:
+    """The last time in the direction of `far` (s) that is held (ns); beyond `far` nobody looks.
+
+    Linux turns what is beyond into the last one. A server that does something else holds a candidate, at least.
+    """
+    anything = FAR_NS if far > 0 else -FAR_NS
+    last, between = _comes_back(file, far), sorted((candidates[-1] * _SECOND, far * _SECOND))
+    if last == far * _SECOND:
+        return anything
+    if last is not None and between[0] <= last <= between[1] and _comes_back(file, last // _SECOND) == last:
+        return last
+    return next((at * _SECOND for at in candidates if _comes_back(file, at) == at * _SECOND), anything)
+
+
+def _comes_back(file: int, at: int) -> int | None:
+    try:
+        os.utime(file, ns=(at * _SECOND, at * _SECOND))
+        return os.fstat(file).st_mtime_ns
+    except (OSError, OverflowError):
+        return None
 
 
 def _attribute(file: int, name: str, value: bytes) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from nfs_provisioner.replication import contents, tree
 from nfs_provisioner.replication.changes import Found, Place
 from nfs_provisioner.replication.copier import TRIES, Copier, Done, changed
-from nfs_provisioner.replication.entries import Rules, inside, same_access, same_state
+from nfs_provisioner.replication.entries import Rules, inside, same_access, same_content, same_state
 
 _INSPECT = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -41,7 +41,7 @@ class Inspector:
                     done.unstable.append(path)
                 elif same:
                     self._mend(place, name, found, was, place.target, path, done)
-                elif self._rules.checksum and (self._copier.dry_run or not place.rules.suspicious(found, was)):
+                elif self.is_rot(found, was, place.rules):
                     done.different.append(path)
                 else:
                     self._copier.copy_one(place, None, name, found, was, done)
@@ -53,6 +53,11 @@ class Inspector:
             if done.full:
                 break
         return done
+
+    def is_rot(self, found: os.stat_result, was: os.stat_result, rules: Rules) -> bool:
+        """Whether other content is to be named, and kept on both sides (H30); else it is the source's change."""
+        looking = self._rules.checksum and self._copier.dry_run
+        return same_content(found, was, self._holds) and (looking or rules.unchanged(found, was))
 
     def _same_inside(
         self, place: Place, name: str, found: os.stat_result, target: int, was: os.stat_result
@@ -78,8 +83,13 @@ class Inspector:
                     os.close(theirs)
         return None
 
-    def same_or_mended(self, source: int, path: str, found: os.stat_result, now: os.stat_result, done: Done) -> bool:
-        """Whether the target's file at `path` holds the same as the source's, after mending owner and mode."""
+    def same_or_mended(
+        self, source: int, path: str, found: os.stat_result, now: os.stat_result, done: Done
+    ) -> bool | None:
+        """Whether the target's file at `path` holds the same as the source's, after mending owner and mode.
+
+        None: it cannot serve for another reason than its content.
+        """
         above, _, name = path.rpartition("/")
         fd = tree.open_directory(source, above)
         try:
@@ -89,12 +99,12 @@ class Inspector:
             raise
         try:
             assert place.target is not None
-            if not self._same_inside(place, name, found, place.target, now):
-                return False
+            if not (same := self._same_inside(place, name, found, place.target, now)):
+                return same
             if stat.S_ISREG(found.st_mode):
                 self._mend(place, name, found, now, place.target, path, done)
                 return True
-            return same_access(found, now, self._holds)
+            return same_access(found, now, self._holds) or None
         finally:
             place.close()
 

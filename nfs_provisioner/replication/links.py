@@ -19,9 +19,13 @@ from nfs_provisioner.replication.inspection import Inspector
 
 @dataclass(slots=True)
 class _Set:
-    """Names of one source inode, each with the target's inode (0: none); `equal`: they look it. `late`: the rest."""
+    """Names of one source inode, each with the target's inode (0: none); `equal`: they look it. `late`: the rest.
+
+    `rules` are of the directory of the first.
+    """
 
     nlink: int
+    rules: Rules
     names: list[tuple[str, int]] = field(default_factory=list)
     late: list[str] = field(default_factory=list)
     equal: bool = True
@@ -53,14 +57,14 @@ class Links:
         """Note a name."""
         known = self._sets.get(found.st_ino)
         if known is None:
-            known = self._sets[found.st_ino] = _Set(found.st_nlink)
+            known = self._sets[found.st_ino] = _Set(found.st_nlink, rules)
         known.names.append((path, was.st_ino if was is not None else 0))
         known.equal = known.equal and was is not None and equal(found, was, rules.holds)
         known.equal = known.equal and was is not None and not rules.checksum and not rules.suspicious(found, was)
 
     def add_late(self, path: str, found: os.stat_result) -> None:
         """Note a name whose place on the target a directory takes up yet."""
-        self._sets.setdefault(found.st_ino, _Set(found.st_nlink)).late.append(path)
+        self._sets.setdefault(found.st_ino, _Set(found.st_nlink, self._rules.strict)).late.append(path)
 
     def is_late(self, path: str, inode: int) -> bool:
         """Whether the name was noted as one of this file's."""
@@ -122,11 +126,15 @@ class Links:
             return None
         model = members[0][0]
         try:
-            serving = self._serving(members, found, done)
+            rotten: set[int] = set()
+            serving = self._serving(members, found, known.rules, rotten, done)
             if serving is not None:
                 if all(was == serving[1] for _, was in members):
                     return None
                 return Plan(members, serving[1], serving[0])
+            if rotten:
+                done.different.extend(path for path, was in members if was in rotten)
+                return None
             if self._copier.dry_run:
                 return Plan(members, 0, model)
             above = tree.open_directory(self._source, parent(model))
@@ -141,16 +149,24 @@ class Links:
             done.failed(model, error)
             return None
 
-    def _serving(self, members: list[tuple[str, int]], found: os.stat_result, done: Done) -> tuple[str, int] | None:
-        """A name on the target, and its inode, that holds this file's content already, mended to be equal."""
+    def _serving(
+        self, members: list[tuple[str, int]], found: os.stat_result, rules: Rules, rotten: set[int], done: Done
+    ) -> tuple[str, int] | None:
+        """A name on the target, and its inode, that holds this file's content already, mended to be equal.
+
+        `rotten` gets the inodes that look like it, and hold something else.
+        """
         for inode, _ in Counter(was for _, was in members if was and was not in self._claimed).most_common(3):
             path = next(path for path, was in members if was == inode)
             now = tree.look_at(self._target, path)
             if now is None or now.st_ino != inode or not same_content(found, now, self._rules.holds):
                 continue
-            if self._inspector.same_or_mended(self._source, path, found, now, done):
+            serves = self._inspector.same_or_mended(self._source, path, found, now, done)
+            if serves:
                 self._claimed.add(inode)
                 return path, inode
+            if serves is False and self._inspector.is_rot(found, now, rules):
+                rotten.add(inode)
         return None
 
     def publish(self, plan: Plan, done: Done) -> list[str]:

@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from nfs_provisioner.errors import NfsProvisionerError, RefusedForSafety, RetryLater
+from nfs_provisioner.errors import NfsProvisionerError, RetryLater
+from nfs_provisioner.export import clones
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.records import State
 from nfs_provisioner.export.root import Facts
-from nfs_provisioner.export.store import missing_directory
 from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd, main
 from nfs_provisioner.replication.cloning import STOPPING, CloningWorker
@@ -35,7 +35,6 @@ STALE = 60.0  # seconds after which nobody wants the answer any more
 MOST_WATCHES = 50_000  # each costs the kernel about a kilobyte
 GATHER = 0.1  # seconds in which events are gathered
 _NICE = 5  # claims come first
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class MeasuringWorker(CloningWorker):
@@ -118,17 +117,10 @@ class MeasuringWorker(CloningWorker):
             record = self.store.require(pv, states=PASSED)
             root = os.dup(self.store.root)
         try:
-            with fs.parent_of(root, record.directory) as (parent, name):
-                fd = os.open(name, _DIRECTORY, dir_fd=parent)
+            with clones.opened(self.store, record, root) as fd:
+                yield fd
         finally:
             os.close(root)
-        try:
-            inode = os.fstat(fd).st_ino
-            if inode != record.inode:
-                raise RefusedForSafety(missing_directory(self.path, record, inode))
-            yield fd
-        finally:
-            os.close(fd)
 
 
 class Look:

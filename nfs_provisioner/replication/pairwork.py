@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,7 +29,6 @@ from nfs_provisioner.export import kept, syncrecord
 from nfs_provisioner.export.records import VolumeRecord
 from nfs_provisioner.export.syncrecord import SyncRecord
 from nfs_provisioner.export.worker import LeaseEnd, die_with_parent, pack_error, unpack_error
-from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.hints import tell
 from nfs_provisioner.replication.holds import probe
 from nfs_provisioner.replication.indexes import Indexes
@@ -77,8 +76,9 @@ class PairWorker:
             standby.close()
             raise
         self._sides, self._expected = (active, standby), expected
-        lacks = tuple(field.name for field in fields(Holds) if not getattr(self.holds, field.name))
-        return Found(active.local and standby.local, expected.active.promotion, self._read_all(slot), lacks)
+        return Found(
+            active.local and standby.local, expected.active.promotion, self._read_all(slot), self.holds.lacking()
+        )
 
     def _take_over(self, standby: Side, term: str) -> None:
         """Sweep what an earlier child left, and make our own directory in work/: only this child writes now."""

@@ -47,6 +47,7 @@ _WORDS = {
     "devices": "devices",
     "modes": "modes",
     "case": "upper and lower case in names",
+    "times": "times long ago or far ahead",
 }
 
 

@@ -23,13 +23,13 @@ from nfs_provisioner.export.syncrecord import Base, SyncRecord, UnderWay
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.breaker import may_delete
 from nfs_provisioner.replication.entries import DirectoryId
+from nfs_provisioner.replication.job import LOCAL_THREADS
 from nfs_provisioner.replication.pairtalk import ROLLED_BACK, SHOWN, Report, Request
 from nfs_provisioner.replication.passes import Job, Result, run_pass
 
 if TYPE_CHECKING:
     from nfs_provisioner.replication.pairwork import PairWorker
 
-_LOCAL_THREADS = 4
 _THREADS = 32
 
 
@@ -112,7 +112,7 @@ class VolumePass:
             directories=directories,
             only=request.only,
             delete_limit=self._may_delete,
-            threads=_LOCAL_THREADS if worker.local else _THREADS,
+            threads=LOCAL_THREADS if worker.local else _THREADS,
             guard=self._guard,
             prove=self._prove,
             clock=None if request.clock is None else self._source_time,

@@ -19,7 +19,7 @@ from nfs_provisioner.errors import RetryLater
 from nfs_provisioner.export.filesystem import components
 from nfs_provisioner.replication import changes, tree
 from nfs_provisioner.replication.batch import Batch
-from nfs_provisioner.replication.changes import Changes, Found, Place, Survey, TargetError
+from nfs_provisioner.replication.changes import MOUNTED, Changes, Found, Place, Survey, TargetError
 from nfs_provisioner.replication.copier import GONE, Done
 from nfs_provisioner.replication.course import Course
 from nfs_provisioner.replication.entries import equal, inside, parent, same_times
@@ -28,7 +28,6 @@ from nfs_provisioner.replication.renames import Renames
 from nfs_provisioner.replication.usage import DirectoryUsage
 
 _MORE_LOOKS = 3  # at directories that change during a pass
-_MOUNTED = "something is mounted here: a copy ends at mount points"
 _MOUNTED_THERE = "something is mounted here on the target: unmount it, it is in the way of the copy"
 
 
@@ -115,7 +114,6 @@ class Walk:
         """Directories of the source that changed since the pass began, or since they were looked at."""
         course, changed = self._course, set[str]()
         walked = [path for path, usage in self.usage.items() if usage is not None]
-        looked = dict(self._restless)
 
         def ask(paths: Sequence[str]) -> list[tuple[str, os.stat_result | None]]:
             course.pulse()
@@ -130,7 +128,7 @@ class Walk:
         def then(answers: list[tuple[str, os.stat_result | None]]) -> None:
             for path, now in answers:
                 moment = now.st_ctime_ns if now is not None else 0
-                if moment >= course.began and not (since_looked and looked.get(path) == moment):
+                if moment >= course.began and not (since_looked and self._restless.get(path) == moment):
                     changed.add(path)
 
         course.each([partial(ask, portion) for portion in course.portions(walked)], then)
@@ -276,7 +274,7 @@ class Walk:
         if error.errno == errno.EXDEV and isinstance(error, TargetError):
             tally.failed(item.path, OSError(error.errno, _MOUNTED_THERE), directory=parent(item.path))
         elif error.errno == errno.EXDEV:
-            tally.skip([(item.path, _MOUNTED)])
+            tally.skip([(item.path, MOUNTED)])
         elif not item.path:
             side = "target" if isinstance(error, TargetError) else "source"
             raise RetryLater(f"the {side} cannot be read: {error.strerror}") from error
@@ -342,10 +340,6 @@ class Walk:
         if done.staged:
             self._course.touched[place.path] = place.found
         self._release(place)
-
-    def _done(self, path: str, done: Done) -> None:
-        self._course.tally.done(path, done)
-        self._course.full = self._course.full or done.full
 
     def _release(self, place: Place) -> None:
         place.users -= 1

@@ -218,6 +218,24 @@ class Histories(RuleBasedStateMachine):
                 (path / "in").write_bytes(os.fsencode(name))
             path /= "below"
 
+    @rule(pick=PICKS, linked=st.booleans(), swapped=st.booleans())
+    def directory_takes_anothers_place(self, pick: int, linked: bool, swapped: bool) -> None:
+        """Both were copied, and what lies in them looks the same in all that lstat says of it."""
+        above = self.directory(pick)
+        for name, content in (("twin", b"one"), ("other", b"two")):
+            self.remove(above / name)
+            (above / name).mkdir()
+            (above / name / "in").write_bytes(content)
+            os.utime(above / name / "in", ns=(SECOND, SECOND))
+            if linked:
+                (above / name / "linked").hardlink_to(above / name / "in")
+        self.run()
+        if swapped:
+            exchange(above / "twin", above / "other")
+        else:
+            shutil.rmtree(above / "twin")
+            (above / "other").rename(above / "twin")
+
     @rule(pick=PICKS, link=st.booleans())
     def directory_becomes_something_else(self, pick: int, link: bool) -> None:
         if path := self.any_of(pick, is_directory):
