@@ -306,6 +306,7 @@ class Registry:
             moment, before = 0.0, dict(obj.status)
         after = status_object(status, before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         age = time.monotonic() - moment
+        self.publish(obj.name, after=max(1.0, COUNTS_EVERY - age))  # nobody calls for a count, or for the lag
         if after == before or (not urgent(before, after) and age < COUNTS_EVERY):
             return
         if age < 1.0:
