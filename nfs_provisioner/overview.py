@@ -42,7 +42,7 @@ def _export(export: Export) -> JsonObject:
     return {
         "name": export.name,
         "phase": status.phase,
-        "message": status.message,
+        "message": "; ".join(part for part in (status.message, status.shared) if part),
         "active": status.active,
         "epoch": status.epoch,
         "mirror": export.spec.is_mirror,

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from nfs_provisioner.volumes.objects import (
 )
 from nfs_provisioner.volumes.overlaps import Present, refusals
 from nfs_provisioner.volumes.room import Room
+from nfs_provisioner.volumes.sharing import Ground, warnings
 from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Registry:
         check: Callable[[], None],
     ) -> None:
         self._api = api
-        self._services = services
+        self._services = replace(services, shared=lambda name: self._shared().get(name, ""), on_ready=self._ready)
+        self._on_ready = services.on_ready
         self._mount_root = mount_root
         self._has_volumes = has_volumes
         self._check = check
@@ -241,6 +243,24 @@ class Registry:
         found = self._refusals()
         for export in self.all():
             _refuse(export, found.get(export.name, ""))
+
+    def _shared(self) -> dict[str, str]:
+        """Exports that promise a file system that is not theirs alone, as far as they were seen. Takes no lock: an
+        export asks with its own held."""
+        return warnings(
+            Ground(
+                export.name,
+                export.spec.capacity is not None,
+                export.active_replica,
+                {a.name: space.device for a in export.attachments() if (space := a.space) is not None},
+            )
+            for export in self._sorted
+        )
+
+    def _ready(self, name: str) -> None:
+        self._on_ready(name)
+        for other in self._shared():  # of whom some were alone on it so far
+            self.publish(other)
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
