@@ -147,6 +147,7 @@ class Measuring:
         self._look_every = min(LOOK_EVERY, services.measure_every)
         self._rota = Rota(export.usage, every=services.measure_every)
         self._read = threading.Event()  # cleared: the active replica's file is still to be read
+        self._unwritten = False  # the last write failed, which was told
         self._look_at = 0.0
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -257,6 +258,10 @@ class Measuring:
         figures = self._ledger.begin_write()
         try:
             self._export.call("write_usage", figures, deadline=deadline)
-        except NfsProvisionerError:
+        except NfsProvisionerError as error:
             self._ledger.not_written()
+            if not self._unwritten and not isinstance(error, LostLeadership):
+                log.warning("export %s: what was measured cannot be written down: %s", self._export.name, error.message)
+            self._unwritten = True
             raise
+        self._unwritten = False

@@ -1,7 +1,8 @@
 """What the volumes of one export take: the figures that were measured last, by PV, and what of them is on disk.
 
-Measures nothing and writes nothing; thread-safe. Invariant: a figure is never replaced by an older one, and it is
-forgotten only when no record names its volume any more.
+Measures nothing and writes nothing; thread-safe. Invariant: a figure is never replaced by an older one (of which one
+out of the future, by the clock as it is now, is the oldest), and it is forgotten only when no record names its volume
+any more.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ class Figure:
 class Ledger:
     """The figures of one export. `catalog` says which volumes there are."""
 
-    def __init__(self, catalog: Catalog, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, catalog: Catalog, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
         self._catalog = catalog
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self._lock = threading.Lock()
         self._figures: dict[str, Figure] = {}
         self._saved: dict[str, Figure] = {}
@@ -65,8 +68,8 @@ class Ledger:
                 self._early[pv] = usage
                 return None
             before = self._figures.get(pv)
-            if before is not None and before.usage.at > usage.at:
-                return None
+            if before is not None and usage.at < before.usage.at <= self._wall():
+                return None  # what was measured in the future was not, and holds up nothing
             was = before is not None and before.exceeded
             over = quota.applies(record) and quota.exceeded(usage.bytes, record.requested, was)
             self._figures[pv] = Figure(usage, over)
@@ -91,13 +94,14 @@ class Ledger:
     def fill(self, read: Figures) -> list[VolumeRecord]:
         """What the active replica's file says; figures that are newer stay. Returns what is to be told, as `note`."""
         loaded = {pv: Figure(Usage(size, inodes, at), exceeded) for pv, (size, inodes, at, exceeded) in read.items()}
+        now = self._wall()
         with self._lock:
             self._saved = loaded
             for pv, figure in loaded.items():
                 known = self._figures.get(pv)
                 if known is None:
                     self._figures[pv] = figure
-                elif known.usage.at < figure.usage.at:
+                elif known.usage.at < figure.usage.at <= now:
                     self._figures[pv] = Figure(figure.usage, known.exceeded)
             for pv in self._figures:
                 self._changed(pv)

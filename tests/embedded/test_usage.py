@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,39 @@ def test_a_damaged_memory_costs_one_more_look(site: Site) -> None:
         wanted = du(site.directory_of(pv))
         site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured again")
     assert decode(file.read_bytes())[pv][:2] == wanted
+
+
+@pytest.mark.parametrize("at", [1e18, -1e18, 4e9])
+def test_a_memory_of_a_time_that_cannot_be_breaks_nothing_and_freezes_no_figure(site: Site, at: float) -> None:
+    site.claim("data")
+    with site.controller(measure_every=OFTEN) as controller:
+        pv = site.bound("data")
+        site.until(lambda: figures(controller, pv)[0] is not None or None, "it is not measured")
+    file = site.root / ".nfs-provisioner" / "usage.json"
+    file.write_text(json.dumps({"version": 1, "volumes": {pv: {"bytes": 4096, "inodes": 1, "at": at}}}))
+    with site.controller(measure_every=OFTEN) as controller:
+        fill(site.directory_of(pv), "file", MI)
+        wanted = du(site.directory_of(pv))
+        site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured again")
+        assert row(controller, pv)["usageTime"] <= datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_memory_that_can_be_neither_read_nor_written_keeps_nobody_from_measuring(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.claim("data")
+    with site.controller(measure_every=OFTEN) as controller:
+        pv = site.bound("data")
+        site.until(lambda: figures(controller, pv)[0] is not None or None, "it is not measured")
+    file = site.root / ".nfs-provisioner" / "usage.json"
+    file.unlink()
+    file.mkdir()
+    fill(site.directory_of(pv), "file", MI)
+    wanted = du(site.directory_of(pv))
+    with site.controller(measure_every=OFTEN) as controller:
+        site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured")
+        site.until(lambda: "cannot be written down" in caplog.text or None, "nobody is told")
+    assert caplog.text.count("cannot be written down") == 1
 
 
 def test_an_archive_is_told_with_its_size_and_what_is_restored_has_it_at_once(site: Site) -> None:

@@ -15,6 +15,9 @@ from tests.unit.export.world import volume
 MI = 1 << 20
 
 
+WALL = 1_800_000_000.0
+
+
 class Clock:
     """A clock that stands until it is set."""
 
@@ -60,6 +63,32 @@ def test_the_newest_figure_counts_and_an_older_one_never_replaces_it(catalog: Ca
     ledger.note("pv", usage(2, at=200))
     ledger.note("pv", usage(3, at=150))
     assert ledger.get("pv") == usage(2, at=200)
+
+
+def test_h56_a_figure_out_of_the_future_holds_up_no_later_one(catalog: Catalog, clock: Clock) -> None:
+    """A clock that was ahead for a while, or a new leader on a machine behind the one before."""
+    catalog.put(soft("pv"))
+    wall = WALL + 86_400
+    ledger = Ledger(catalog, clock=clock, wall=lambda: wall)
+    ledger.fill({})
+    ledger.note("pv", usage(1, at=wall))
+    wall = WALL
+    assert ledger.note("pv", usage(11 * MI, at=WALL)) is not None, "nobody is told"
+    assert ledger.get("pv") == usage(11 * MI, at=WALL)
+    ledger.note("pv", usage(3, at=WALL - 1))
+    assert ledger.get("pv") == usage(11 * MI, at=WALL), "an older one replaced it"
+
+
+def test_h56_nor_does_one_that_was_written_down(catalog: Catalog, clock: Clock) -> None:
+    for pv in ("pv", "known"):
+        catalog.put(live(pv))
+    ledger = Ledger(catalog, clock=clock, wall=lambda: WALL)
+    ledger.fill({})
+    ledger.note("known", usage(2, at=WALL))
+    ledger.fill(dict.fromkeys(("pv", "known"), (1, 1, WALL + 86_400, False)))
+    assert ledger.get("known") == usage(2, at=WALL)
+    ledger.note("pv", usage(2, at=WALL))
+    assert ledger.get("pv") == usage(2, at=WALL)
 
 
 def test_what_no_record_names_is_not_kept(catalog: Catalog, ledger: Ledger) -> None:
