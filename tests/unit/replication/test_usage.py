@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import mmap
 import os
@@ -252,6 +254,39 @@ def test_a_pass_tells_what_the_active_side_takes(tmp_path: Path) -> None:
 
 
 # A replica's child
+
+
+@contextlib.contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """This thread acts on files as somebody else, as root does on a server that squashes it."""
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+
+
+def test_what_permissions_hide_does_not_hide_the_rest(tmp_path: Path) -> None:
+    require_root("giving directories to other owners")
+    place = tmp_path / "tree"
+    for name in ("open", "closed/deep", "listed/deep"):
+        (place / name).mkdir(parents=True)
+        fill(place / name / "file", 50_000)
+    (place / "closed").chmod(0o700)
+    (place / "listed").chmod(0o744)
+    whole = du(place)
+    fd, index = os.open(place, os.O_RDONLY | os.O_DIRECTORY), UsageIndex()
+    with as_user(12345):
+        index.replace(measure(fd, None, lambda: None, lambda: None))
+        seen = index.unreadable, index.inodes, index.bytes
+        index.change(measure(fd, ["closed/deep", "open"], lambda: None, lambda: None, known=index))
+        assert (index.unreadable, index.inodes, index.bytes) == seen
+    os.close(fd)
+    visible = sum(path.lstat().st_blocks * 512 for path in (place, place / "closed", place / "listed"))
+    assert seen == (2, 5, visible + du(place / "open")[0])
+    index.change(look(place, "closed", "listed", known=index))
+    assert (index.unreadable, index.bytes, index.inodes) == (0, *whole)
 
 
 class Ground:
