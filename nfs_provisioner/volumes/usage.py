@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import State, VolumeRecord
@@ -29,6 +29,7 @@ class Figure:
 
     usage: Usage
     exceeded: bool = False  # counts as over its quota, which was told
+    requested: int = 0  # what it was compared with
 
 
 class Ledger:
@@ -54,9 +55,9 @@ class Ledger:
 
     def exceeded(self, pv: str) -> bool:
         """Whether the volume counts as over its quota."""
+        record = self._catalog.get(pv)
         with self._lock:
-            figure = self._figures.get(pv)
-        return figure is not None and figure.exceeded
+            return _exceeds(self._figures.get(pv), record)
 
     def note(self, pv: str, usage: Usage) -> VolumeRecord | None:
         """A measurement. The record of a volume that went over its quota with it, which is to be told; else None."""
@@ -70,9 +71,9 @@ class Ledger:
             before = self._figures.get(pv)
             if before is not None and usage.at < before.usage.at <= self._wall():
                 return None  # what was measured in the future was not, and holds up nothing
-            was = before is not None and before.exceeded
+            was = _exceeds(before, record)
             over = quota.applies(record) and quota.exceeded(usage.bytes, record.requested, was)
-            self._figures[pv] = Figure(usage, over)
+            self._figures[pv] = Figure(usage, over, record.requested)
             self._changed(pv, soon=over != was)
         return record if over and not was else None
 
@@ -93,7 +94,10 @@ class Ledger:
 
     def fill(self, read: Figures) -> list[VolumeRecord]:
         """What the active replica's file says; figures that are newer stay. Returns what is to be told, as `note`."""
-        loaded = {pv: Figure(Usage(size, inodes, at), exceeded) for pv, (size, inodes, at, exceeded) in read.items()}
+        loaded: dict[str, Figure] = {}
+        for pv, (size, inodes, at, exceeded) in read.items():
+            record = self._catalog.get(pv)
+            loaded[pv] = Figure(Usage(size, inodes, at), exceeded, record.requested if record is not None else 0)
         now = self._wall()
         with self._lock:
             self._saved = loaded
@@ -102,7 +106,7 @@ class Ledger:
                 if known is None:
                     self._figures[pv] = figure
                 elif known.usage.at < figure.usage.at <= now:
-                    self._figures[pv] = Figure(figure.usage, known.exceeded)
+                    self._figures[pv] = replace(known, usage=figure.usage)
             for pv in self._figures:
                 self._changed(pv)
             early, self._early = self._early or {}, None
@@ -136,7 +140,8 @@ class Ledger:
             self._wrote = self._clock()
             self._saved = dict(self._figures)
             figures = self._saved.items()
-        return {pv: (f.usage.bytes, f.usage.inodes, f.usage.at, f.exceeded) for pv, f in figures}
+        get = self._catalog.get
+        return {pv: (f.usage.bytes, f.usage.inodes, f.usage.at, _exceeds(f, get(pv))) for pv, f in figures}
 
     def not_written(self) -> None:
         """The write failed: it is due again as if something had changed now."""
@@ -158,6 +163,13 @@ class Ledger:
             return
         at = self._wrote + (SOON if soon else WRITE_EVERY)
         self._write_at = at if self._write_at is None else min(at, self._write_at)
+
+
+def _exceeds(figure: Figure | None, record: VolumeRecord | None) -> bool:
+    """Whether it counts as over what is requested now: of a claim that grew, nothing is left of what was before."""
+    if figure is None or record is None or not figure.exceeded:
+        return False
+    return quota.exceeded(figure.usage.bytes, record.requested, figure.requested == record.requested)
 
 
 def _alike(one: Figure | None, other: Figure | None) -> bool:

@@ -213,6 +213,31 @@ def test_a_quota_is_told_once_a_crossing_and_a_restart_does_not_tell_it_again(
     assert again.note("pv", usage(11 * MI, at=22)) is record
 
 
+def test_going_over_what_was_grown_to_is_news_again(catalog: Catalog, ledger: Ledger) -> None:
+    """That it is still near the new size says nothing of the old one."""
+    record = soft("pv")
+    catalog.put(record)
+    assert ledger.note("pv", usage(20 * MI, at=1)) is record
+    catalog.put(replace(record, requested=15 * MI))
+    assert ledger.exceeded("pv"), "it still is"
+    assert ledger.note("pv", usage(20 * MI, at=2)) is None, "it was told already"
+    grown = replace(record, requested=21 * MI)
+    catalog.put(grown)
+    assert not ledger.exceeded("pv"), "it waits for the next look"
+    assert ledger.begin_write()["pv"][3] is False
+    assert ledger.note("pv", usage(20 * MI, at=3)) is None and not ledger.exceeded("pv")
+    assert ledger.note("pv", usage(22 * MI, at=4)) is grown
+    assert ledger.note("pv", usage(20 * MI, at=5)) is None and ledger.exceeded("pv"), "there is no hysteresis any more"
+    assert ledger.note("pv", usage(22 * MI, at=6)) is None
+
+
+def test_nor_does_a_growth_between_two_looks_hide_a_crossing(catalog: Catalog, ledger: Ledger) -> None:
+    catalog.put(soft("pv"))
+    assert ledger.note("pv", usage(11 * MI, at=1)) is not None
+    catalog.put(replace(soft("pv"), requested=12 * MI))
+    assert ledger.note("pv", usage(13 * MI, at=2)) is not None
+
+
 def test_a_crossing_that_was_seen_before_the_file_was_read_is_told_then(catalog: Catalog, clock: Clock) -> None:
     catalog.put(soft("pv"))
     ledger = Ledger(catalog, clock=clock)
