@@ -90,7 +90,7 @@ def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> Json
         "unstable": standing.unstable,
         "skipped": standing.skipped,
         "waiting": standing.waiting,
-        "message": standing.message,
+        "message": "; ".join(filter(None, (standing.message, export.measuring.trouble(record.pv)))),
     }
 
 
@@ -106,14 +106,16 @@ def _archive(export: Export, record: VolumeRecord) -> JsonObject:
         "requested": record.requested,
         **_usage(export, record),
         "retention": record.policy.archive_retention,
+        "message": export.measuring.trouble(record.pv),
     }
 
 
 def _usage(export: Export, record: VolumeRecord) -> JsonObject:
     usage = export.usage.get(record.pv)
     if usage is None:
-        return {"used": None, "inodes": None, "usageTime": None}
-    return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at)}
+        return {"used": None, "inodes": None, "usageTime": None, "incomplete": False}
+    incomplete = usage.unreadable > 0
+    return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at), "incomplete": incomplete}
 
 
 def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
