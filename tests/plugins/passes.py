@@ -70,11 +70,11 @@ class Sides:
             )
             job = replace(job, **options)
             homes = str(self.source.parent), str(self.target.parent)
-            before = _descriptors(homes)
+            before = descriptors(homes)
             try:
                 result = run_pass(job)
             finally:
-                assert _descriptors(homes) == before, "a pass gives back every descriptor, however it ends"
+                assert descriptors(homes) == before, "a pass gives back every descriptor, however it ends"
         if not job.dry_run:
             self._remember(result, whole=job.only is None)
         return result
@@ -190,7 +190,7 @@ def _content(place: str, found: os.stat_result) -> object:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _descriptors(homes: tuple[str, ...]) -> dict[str, str]:
+def descriptors(homes: tuple[str, ...]) -> dict[str, str]:
     """What this process has open below the homes. Nothing is asked of the file systems, which may be told to fail."""
     found = {}
     for fd in os.listdir("/proc/self/fd"):

@@ -19,6 +19,7 @@ from nfs_provisioner.errors import RefusedForSafety, RetryLater
 from nfs_provisioner.replication import plain, tree
 from nfs_provisioner.replication.passes import Job, Result, run_pass
 from nfs_provisioner.replication.usage import UsageIndex
+from tests.plugins.passes import descriptors
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="only root can mount, chown and make devices")
@@ -66,10 +67,10 @@ def sides(tmp_path: Path) -> Iterator[Sides]:
     for name in ("source", "target", "staging", "trash"):
         (tmp_path / name).mkdir()
         fds.append(os.open(tmp_path / name, os.O_RDONLY | os.O_DIRECTORY))
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors((str(tmp_path),))
     source, target, staging, trash = fds
     yield Sides(tmp_path, Job(source=source, target=target, staging=staging, trash=trash, base=None))
-    assert len(os.listdir("/proc/self/fd")) <= len(before), "descriptors leaked"
+    assert len(descriptors((str(tmp_path),))) <= len(before), "descriptors leaked"
     for fd in fds:
         os.close(fd)
 
