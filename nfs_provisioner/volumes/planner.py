@@ -112,9 +112,10 @@ class Planner:
         place: Export | None = None
         need = Need(claim.requested)
         record = _record(s.name, claim, storage_class)
-        if wanted:  # its files take their space already; what is promised to the new claim is not yet
-            place, archive = self._archive(wanted, claim, storage_class)
-            need, record = Need(claim.requested, written=None), replace(record, origin=archive.pv)
+        if wanted:  # its files take their space already; what is promised to the new claim is not yet, but where the
+            place, archive = self._archive(wanted, claim, storage_class)  # archive is a retained volume
+            need = Need(claim.requested - place.catalog.reserved_for(archive.pv), written=None)
+            record = replace(record, origin=archive.pv)
         elif claim.clone_from:
             place, source = self._source(claim, storage_class)
             used = place.usage.get(source.pv)

@@ -65,8 +65,8 @@ class Room:
 
     def fits(self, need: Need, *, promised: int = 0, written: int = 0) -> bool:
         """Whether there is room, after so much more has been promised and written."""
-        if need.promise > self.unreserved - promised:
-            return False
+        if 0 < need.promise > self.unreserved - promised:
+            return False  # what asks for no more than it has fits where too much is promised, too
         return need.written is None or need.written <= self.free - written
 
 
@@ -117,7 +117,7 @@ def no_room(rooms: Sequence[Room], need: Need, *, reason: str | None = None) -> 
 def _lacks(room: Room, need: Need) -> str:
     """How much is missing. One that lacks nothing any more was full a moment ago, and somebody has seen it."""
     parts = []
-    if need.promise > room.unreserved:
+    if 0 < need.promise > room.unreserved:
         parts.append(
             f"lacks {rough_size(need.promise - room.unreserved)}: {rough_size(room.reserved)} of "
             f"{rough_size(room.limit)} are promised and {rough_size(need.promise)} are wanted"

@@ -230,6 +230,21 @@ def test_h35_an_archive_takes_nothing_of_what_is_promised_and_its_restore_does(f
     assert reserved(full) == 100 * MI
 
 
+def test_h35_the_restore_of_a_retained_volume_does_not_wait_for_the_space_that_is_kept_for_it(full: Site) -> None:
+    full.make_class("kept", onDelete="retain")
+    full.delete_claim("first")
+    full.claim("third", "50Mi", "kept")
+    pv = bound_soon(full, "third")
+    full.delete_claim("third")
+    full.gone(pv)
+    assert reserved(full) == 100 * MI, "its directory stays"
+    full.claim("larger", "60Mi", annotations={RESTORE_ARCHIVE: pv})
+    refused(full, "larger", "^export web lacks 10Mi: 100Mi of 100Mi are promised and 10Mi are wanted$")
+    full.claim("heir", "50Mi", annotations={RESTORE_ARCHIVE: pv})
+    bound_soon(full, "heir")
+    assert reserved(full) == 100 * MI
+
+
 # -- races and limits -------------------------------------------------------------------------------------------------
 
 

@@ -243,6 +243,36 @@ def test_h35_a_restore_is_promised_its_size_anew(two: Registry) -> None:
     assert refused.value.exports == ("web",)
 
 
+def retained(of: Registry, size: int) -> dict[str, str]:
+    """A retained volume of that size on web; what a claim says that is to have it."""
+    web = of.get("web")
+    assert web is not None
+    web.catalog.put(record(State.RETAINED, pv="pv-kept", directory="kept", requested=size))
+    return {RESTORE_ARCHIVE: "kept"}
+
+
+def test_h35_the_restore_of_a_retained_volume_is_promised_only_what_it_asks_for_beyond_its_size(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    for uid in ("uid-0", "uid-1"):
+        plain(two, uid, (4 if uid == "uid-1" else 10) * GI)
+    with pytest.raises(NoRoom, match=r"^export web lacks 1Gi: 10Gi of 10Gi are promised and 1Gi are wanted$"):
+        plain(two, "uid-larger", 7 * GI, **kept)
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
+
+
+def test_h35_two_restores_of_one_retained_volume_are_not_both_given_its_space(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
+    with pytest.raises(NoRoom, match="export web lacks 2Gi"):
+        plain(two, "uid-rival", 6 * GI, **kept)
+
+
+def test_h35_a_retained_volume_is_restored_on_an_export_that_became_too_small_for_it(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    tell(two, "web", generation=2, capacity="5Gi")
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
+
+
 def test_a_restore_does_not_mind_the_reserve(two: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     with_room(monkeypatch, web=0, mail=0)
     with pytest.raises(NoRoom, match="really free"):
