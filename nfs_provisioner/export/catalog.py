@@ -37,7 +37,9 @@ class Catalog:
         self._owned = OwnedDirectories()
         self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
         self._given_up_archives: set[str] = set()
-        self._heirs: dict[str, set[str]] = {}  # PV -> PVs of volumes that reserve and are to have, or got, its directory
+        self._heirs: dict[
+            str, set[str]
+        ] = {}  # PV -> PVs of volumes that reserve and are to have, or got, its directory
         self._given_up_kept = 1000  # how many were left after the last time the old ones were dropped
         self._reserved = 0
 

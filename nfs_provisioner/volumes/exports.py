@@ -24,6 +24,7 @@ from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
 from nfs_provisioner.volumes.answers import Answers
+from nfs_provisioner.volumes.copies import Copies
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
 from nfs_provisioner.volumes.measuring import Measuring
 from nfs_provisioner.volumes.replicas import Replicas
@@ -52,12 +53,13 @@ class Export:
         self.refused = refused
         self.catalog = Catalog(clock=services.clock, on_freed=lambda: services.on_room(spec.name))
         self.usage = Ledger(self.catalog)
+        self.copies = Copies(self.catalog, self.usage.get)
         self.measuring = Measuring(self, services)
         self.client_address: str | None = None  # the Service's ClusterIP, once known
         self.address_used = False  # since it was looked up last
         self._services = services
         self._lock = threading.RLock()
-        self._replicas = Replicas(spec.name, services, self._on_change)
+        self._replicas = Replicas(spec.name, services, self._on_change, self._on_space)
         self._verdict = _nothing_known(refused)
         self._remembered = seen.remembered
         self._accepted: str | None = None
@@ -154,6 +156,12 @@ class Export:
             self.measuring.wake()
             self._services.on_ready(self.name)
 
+    def _on_space(self, looked: Attachment) -> None:
+        """Called from an attachment's thread: the replica's free space is known anew."""
+        if looked is self._active:
+            self.copies.looked()
+            self._services.on_room(self.name)
+
     @property
     def settled(self) -> bool:
         """Whether `status` is worth telling: every replica was attached, failed or was left out, or takes too long.
@@ -195,6 +203,8 @@ class Export:
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
+            for record in loaded.records:
+                self.copies.begin(record)
             self._housekeeping.begin_anew()
             self.measuring.begin_anew()
             self._problems = loaded.problems
@@ -296,7 +306,8 @@ class Export:
         space = active.space if active is not None else None
         size = self.spec.capacity or (space.size if space else 0)
         looking = bool(problem) and self.looking and not self.seen.deleting
-        return Room(self.spec, size, space.free if space else 0, self.catalog.reserved, problem, looking)
+        available, held = space.free if space else 0, self.copies.held()
+        return Room(self.spec, size, available, self.catalog.reserved, problem, looking, held)
 
     @property
     def looking(self) -> bool:

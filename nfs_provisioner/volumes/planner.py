@@ -66,6 +66,7 @@ class Planner:
         self._provisioner = provisioner
         self._clock = clock
         self._lock = threading.Lock()
+        self._clones = threading.Lock()  # one is decided at a time: what it is to write is held before the next
         self._plans: dict[str, Plan] = {}
         self._began: dict[str, float] = {}
         self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
@@ -97,6 +98,7 @@ class Planner:
         with self._lock:
             plan = self._plans.pop(name, None)
         if plan is not None and plan.export.catalog.get(name) is plan.record:
+            plan.export.copies.drop(name)
             plan.export.catalog.drop(name)
 
     def _begun(self, s: Situation) -> Plan | None:
@@ -121,7 +123,13 @@ class Planner:
             used = place.usage.get(source.pv)
             need = Need(claim.requested, written=0 if used is None else used.bytes)
             record = replace(record, clone_of=source.pv)
-        return _plan(self._reserved(record, claim, storage_class, need, place), record, storage_class)
+        if record.clone_of is None:
+            export = self._reserved(record, claim, storage_class, need, place)
+        else:
+            with self._clones:
+                export = self._reserved(record, claim, storage_class, need, place)
+                export.copies.begin(record)
+        return _plan(export, record, storage_class)
 
     def _reserved(
         self, record: VolumeRecord, claim: Claim, storage_class: StorageClassSpec, need: Need, place: Export | None

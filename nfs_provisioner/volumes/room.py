@@ -47,6 +47,7 @@ class Room:
     reserved: int = 0
     problem: str = ""
     looking: bool = False  # the problem is only that the replicas were not looked at yet, a moment after the start
+    held: int = 0  # of what is available: what clones that are being copied are still to write
 
     @property
     def limit(self) -> int:
@@ -61,7 +62,7 @@ class Room:
     @property
     def free(self) -> int:
         """What may still be written before the reserve is touched; negative when it was."""
-        return self.available - self.spec.reserve.bytes_of(self.capacity)
+        return self.available - self.held - self.spec.reserve.bytes_of(self.capacity)
 
     def fits(self, need: Need, *, promised: int = 0, written: int = 0) -> bool:
         """Whether there is room, after so much more has been promised and written."""
@@ -125,9 +126,10 @@ def _lacks(room: Room, need: Need) -> str:
     if need.written is not None and need.written > room.free:
         kept = rough_size(room.spec.reserve.bytes_of(room.capacity))
         files = f" and the copied files take {rough_size(need.written)}" if need.written else ""
+        held = f", {rough_size(room.held)} of them are for clones that are being copied" if room.held else ""
         parts.append(
             f"lacks {rough_size(need.written - room.free)} of really free space: {rough_size(room.available)} are "
-            f"free, {kept} are kept in reserve (spec.reserve){files}"
+            f"free{held}, {kept} are kept in reserve (spec.reserve){files}"
         )
     return f"export {room.spec.name} {' and '.join(parts) or 'was full a moment ago'}"
 

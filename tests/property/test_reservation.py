@@ -110,9 +110,9 @@ class Books(RuleBasedStateMachine):
         """Made, deleted as soon as it is bound, and restored as soon as that can be."""
         self.new_claim(size, storage_class)
         name = f"claim-{self.number}"
-        for claim in self.soon(lambda: [claim for claim in self.bound() if claim["metadata"]["name"] == name]):
+        if self.soon(lambda: [one for one in self.bound() if one["metadata"]["name"] == name]):
             self.site.delete_claim(name)
-            for old in self.soon(lambda: [old for old in self.archives() if old.pv == claim["spec"]["volumeName"]]):
+            for old in self.soon(lambda: [one for one in self.archives() if one.claim.name == name]):
                 self.new_claim(size + more, "both", annotations={RESTORE_ARCHIVE: old.directory})
 
     @rule(pick=PICKS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,6 +214,44 @@ def test_a_clone_needs_the_space_that_its_source_takes(clones: Clones, monkeypat
         clones.plan()
     with_room(monkeypatch, web=4 * GI)
     assert clones.plan().clone_from == "pv-old"
+
+
+def test_h35_clones_that_are_decided_at_one_moment_are_not_given_the_same_free_space(
+    clones: Clones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them have read the figures before any of them is counted, if that can be."""
+    clones.live("mail", requested=GI)
+    mail = clones.registry.get("mail")
+    assert mail is not None
+    mail.usage.fill({"pv-old": (3 * GI, 7, 1.0, False)})
+    with_room(monkeypatch, mail=9 * GI)
+    inner, start = Export.room, threading.Barrier(5)
+
+    def room(export: Export) -> Room:
+        found = inner(export)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            start.wait(0.2)
+        return found
+
+    monkeypatch.setattr(Export, "room", room)
+    raw: dict[str, Any] = {"metadata": {"name": "nfs"}, "provisioner": OURS}
+    planner = Planner(clones.registry, lambda _name: raw, OURS, find_volume=clones.volumes.get)
+
+    def ask(number: int) -> str:
+        asked = claim(uid=f"uid-{number}", name=f"c{number}", data_source=DataSource("PersistentVolumeClaim", "old"))
+        try:
+            return planner.plan(Situation(asked.key, asked)).export.name
+        except NoRoom as refusal:
+            return refusal.message
+
+    with ThreadPoolExecutor(5) as pool:
+        answers = sorted(pool.map(ask, range(5)))
+    assert answers[3:] == ["mail", "mail"]
+    words = r"lacks 2.5Gi of really free space: 9Gi are free, 6Gi of them are for clones that are being copied, "
+    assert all(re.search(words, answer) for answer in answers[:3]), answers
+    for number in range(5):
+        planner.drop(f"pvc-uid-{number}")
+    assert mail.copies.held() == 0
 
 
 # -- room -------------------------------------------------------------------------------------------------------------
