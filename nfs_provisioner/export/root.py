@@ -52,11 +52,11 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """statvfs of the replica, in bytes and inodes."""
+    """statvfs of the replica, in bytes and inodes; `inodes_free` is None where there is no limit to them."""
 
     size: int
     free: int
-    inodes_free: int
+    inodes_free: int | None
 
 
 class Root:
@@ -227,7 +227,8 @@ class Root:
         """Size and what is left for everybody, bytes; checks on the way that the mount is still the same."""
         self.still_mounted()
         found = os.fstatvfs(self.root)
-        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, found.f_favail)
+        inodes_free = found.f_favail if found.f_files else None
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, inodes_free)
 
     def _writing(self, directory: int, name: str, data: bytes, first: batch.Sync | None = None) -> Change[None]:
         staged = fs.StagedFile(self.work, f"r{self._counter()}", data)

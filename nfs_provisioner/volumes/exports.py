@@ -23,6 +23,7 @@ from nfs_provisioner.export.identity import Remembered, Verdict, judge
 from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
+from nfs_provisioner.export.root import Space
 from nfs_provisioner.volumes.answers import Answers
 from nfs_provisioner.volumes.copies import Copies
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
@@ -304,6 +305,7 @@ class Export:
             decided = f"{self._verdict.phase}: " if self._verdict.phase in ("Halted", "Diverged") else ""
             problem = f"{decided}{self.message or 'its replicas are being looked at'}"
         space = active.space if active is not None else None
+        problem = problem or _without_inodes(space)
         size = self.spec.capacity or (space.size if space else 0)
         looking = bool(problem) and self.looking and not self.seen.deleting
         available, held = space.free if space else 0, self.copies.held()
@@ -325,7 +327,8 @@ class Export:
     def message(self) -> str:
         """What a person should know, in one line."""
         partner = self._partner
-        parts = [self._verdict.message, partner.message if partner else "", *self._problems]
+        full = _without_inodes(self._active.space if self._active else None)
+        parts = [self._verdict.message, partner.message if partner else "", *self._problems, full]
         for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:
@@ -414,6 +417,11 @@ class Export:
                 self._accepted = None
                 raise RefusedForSafety(self._verdict.message or self._verdict.problems.get(replica, "not now"))
         return f"replica {replica} is taken as it is now"
+
+
+def _without_inodes(space: Space | None) -> str:
+    """Why nothing can be made there although there may be space; empty when something can."""
+    return "its file system has no inode left: delete files there" if space and space.inodes_free == 0 else ""
 
 
 def _nothing_known(refused: str) -> Verdict:

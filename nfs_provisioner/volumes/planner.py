@@ -69,6 +69,7 @@ class Planner:
         self._clones = threading.Lock()  # one is decided at a time: what it is to write is held before the next
         self._plans: dict[str, Plan] = {}
         self._began: dict[str, float] = {}
+        self._failed_on: dict[str, set[str]] = {}  # exports that were tried since all of those that fit have failed
         self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -91,12 +92,18 @@ class Planner:
         """The plan was carried out (or nothing is due any more). Seconds since it was first thought of."""
         with self._lock:
             self._plans.pop(name, None)
+            self._failed_on.pop(name, None)
             return self._clock() - self._began.pop(name, self._clock())
 
-    def drop(self, name: str) -> None:
-        """Give the reservation back, unless something of it is on disk already. The time goes on counting."""
+    def drop(self, name: str, *, failed: bool = False) -> None:
+        """Give the reservation back, unless something of it is on disk already. The time goes on counting.
+
+        `failed`: the export could not do it, whatever its figures say; another that fits has its turn before it.
+        """
         with self._lock:
             plan = self._plans.pop(name, None)
+            if plan is not None and failed:
+                self._failed_on.setdefault(name, set()).add(plan.export.name)
         if plan is not None and plan.export.catalog.get(name) is plan.record:
             plan.export.copies.drop(name)
             plan.export.catalog.drop(name)
@@ -137,7 +144,7 @@ class Planner:
         """The export with room, and the room taken. Who loses a race for the last of it chooses again at once."""
         for _ in range(RACES):
             rooms = self._registry.rooms() if place is None else [place.room()]
-            room = choose_export(claim, storage_class, rooms, need)
+            room = self._chosen(record.pv, claim, storage_class, rooms, need)
             export = place or self._export(room)
             try:
                 export.catalog.reserve(record, limit=room.limit)
@@ -147,6 +154,15 @@ class Planner:
                 raise RetryLater(error.message, after=SLOWLY) from error
             return export
         raise no_room([room], need)
+
+    def _chosen(self, name: str, claim: Claim, storage_class: StorageClassSpec, rooms: list[Room], need: Need) -> Room:
+        """In turn those that fit, if one after the other fails."""
+        avoid = self._failed_on.get(name, set())
+        room = choose_export(claim, storage_class, rooms, need, avoid=avoid)
+        if room.spec.name in avoid:
+            with self._lock:
+                self._failed_on.pop(name, None)
+        return room
 
     def _source(self, claim: Claim, storage_class: StorageClassSpec) -> tuple[Export, VolumeRecord]:
         """The volume that a clone is made from, on the export where the clone will be, too."""

@@ -270,7 +270,7 @@ class Reconciler:
             # Everything else needs a change of an object, and that brings the key back.
         else:
             if waiting and lane != DECIDE:
-                self._planner.drop(s.name)  # another export of the class may be better off
+                self._planner.drop(s.name, failed=True)  # another export of the class may be better off
             self._queue.retry(s.name, DECIDE)
 
     # -- provisioning -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ when the catalog has counted it (`Catalog.reserve`): figures grow old.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nfs_provisioner.config import ExportSpec, StorageClassSpec, rough_size
@@ -72,9 +72,16 @@ class Room:
 
 
 def choose_export(
-    claim: Claim, storage_class: StorageClassSpec, rooms: Sequence[Room], need: Need | None = None
+    claim: Claim,
+    storage_class: StorageClassSpec,
+    rooms: Sequence[Room],
+    need: Need | None = None,
+    *,
+    avoid: Collection[str] = (),
 ) -> Room:
     """The export for a new volume: among those that fit, the one with most unreserved space; ties by name.
+
+    One of `avoid` only when no other fits.
 
     Infeasible when none of them can ever fit as things are written; RetryLater when one may, later: NoRoom when it is
     space that all of them lack.
@@ -106,6 +113,7 @@ def choose_export(
     fitting = [room for room in usable if room.fits(need)]
     if not fitting:
         raise no_room(usable, need)
+    fitting = [room for room in fitting if room.spec.name not in avoid] or fitting
     return max(fitting, key=lambda room: (room.unreserved, tuple(-ord(c) for c in room.spec.name)))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,6 +166,26 @@ def test_a_class_that_names_two_exports_fills_one_and_then_the_next(site: Site) 
         site.delete_claim(on_next)
         pv = bound_soon(site, "late")
         assert pv in site.records("next")
+
+
+def test_a_claim_goes_to_the_next_export_when_one_cannot_write_whatever_it_says(site: Site) -> None:
+    """web has more space, and no inode left."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=40", "none", str(site.root)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        site.make_export("next", capacity="1Gi")
+        site.make_class("both", export="web,next")
+        with site.controller():
+            for export in ("web", "next"):
+                site.export_ready(export)
+            with contextlib.suppress(OSError):  # it is seconds before anybody looks at that
+                for number in itertools.count():
+                    (site.root / f"file-{number}").touch()
+            site.claim("data", storage_class="both")
+            assert bound_soon(site, "data") in site.records("next")
+    finally:
+        subprocess.run(["umount", "-l", str(site.root)], check=True)
 
 
 # -- growths, clones, restores ----------------------------------------------------------------------------------------

@@ -271,6 +271,25 @@ def test_h35_a_full_export_is_left_for_the_next_and_only_then_a_claim_waits(two:
         plain(two, "uid-late", GI)
 
 
+def test_a_claim_goes_to_the_next_export_that_fits_when_one_fails_and_to_each_in_turn(two: Registry) -> None:
+    """However much space they say they have: web has less, and other claims are not warned."""
+    tell(two, "mail", generation=2, capacity="20Gi")
+    tell(two, "small", capacity="1Mi")
+    raw: dict[str, Any] = {"metadata": {"name": "nfs"}, "provisioner": OURS}
+    planner, asked = Planner(two, lambda _name: raw, OURS), claim()
+
+    def tried(failed: bool = True) -> str:
+        export = planner.plan(Situation(asked.key, asked)).export.name
+        planner.drop(asked.key, failed=failed)
+        return export
+
+    assert [tried() for _ in range(5)] == ["mail", "web", "mail", "web", "mail"]
+    assert plain(two, "uid-other", GI) == "mail"
+    assert tried(failed=False) == "web"
+    planner.finish(asked.key)
+    assert tried() == "mail", "how it went before is forgotten"
+
+
 def test_h35_a_restore_is_promised_its_size_anew(two: Registry) -> None:
     """Its files take their space already, but nothing was promised for them while it was an archive."""
     old = {RESTORE_ARCHIVE: "archived-old"}
