@@ -42,6 +42,7 @@ class Catalog:
         ] = {}  # PV -> PVs of volumes that reserve and are to have, or got, its directory
         self._given_up_kept = 1000  # how many were left after the last time the old ones were dropped
         self._reserved = 0
+        self.filled = False  # once at least: before that, nothing in here tells what there is
 
     def fill(self, records: Iterable[VolumeRecord], *, age: Callable[[VolumeRecord], float]) -> None:
         """Replace everything by what was loaded, but for reservations that are not on disk yet.
@@ -50,6 +51,7 @@ class Catalog:
         """
         with self._changing():
             before = {pv: record for pv, record in self._records.items() if record.state is State.CREATING}
+            self.filled = True
             self._records.clear()
             self._heirs.clear()
             self._owned = OwnedDirectories()

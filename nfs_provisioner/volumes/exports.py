@@ -338,7 +338,7 @@ class Export:
     def status(self) -> ExportStatus:
         """For people and for the API."""
         with self._lock:
-            records = self.catalog.all()
+            records = self.catalog.all() if self.catalog.filled else None
             active, space = self._active, self._active.space if self._active else None
             phase = self._verdict.phase
             standing = self._partner.standing() if self._partner is not None else None
@@ -359,9 +359,9 @@ class Export:
                 capacity=self.spec.capacity or (space.size if space else None),
                 available=space.free if space else None,
                 size=space.size if space else None,
-                reserved=self.catalog.reserved,
-                volumes=sum(1 for record in records if record.state in RESERVING),
-                archives=sum(1 for record in records if record.state is State.ARCHIVED),
+                reserved=None if records is None else self.catalog.reserved,
+                volumes=None if records is None else sum(1 for record in records if record.state in RESERVING),
+                archives=None if records is None else sum(1 for r in records if r.state is State.ARCHIVED),
                 unmanaged=self._housekeeping.unmanaged if active else None,
                 replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
                 standing=standing,

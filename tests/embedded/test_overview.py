@@ -94,6 +94,31 @@ def test_h36_a_replica_that_is_gone_does_not_make_the_controller_unhealthy(site:
         site.bound("data")
 
 
+COUNTED = ("export_reserved_bytes", "export_volumes", "export_archives", "export_archive_bytes")
+
+
+def test_h36_a_start_while_the_server_is_away_does_not_say_that_nothing_is_promised(site: Site) -> None:
+    with site.controller():
+        site.claim("data", "60Mi")
+        site.bound("data")
+    known = {"reserved": "60Mi", "volumes": 1, "archives": 0}  # as it is published once a minute
+    site.api.patch(NFS_EXPORT, "web", {"status": known}, subresource="status")
+    before = site.export_status("web")
+    site.root.rename(site.root.with_name("away"))
+    with site.controller() as controller:
+        site.until(lambda: site.export_status("web")["phase"] == "Degraded", "nobody noticed")
+        after = site.export_status("web")
+        kept = (*known, "active", "epoch", "promotion")
+        assert {key: after.get(key) for key in kept} == {key: before[key] for key in kept}
+        (web,) = status(controller)["exports"]
+        assert [web[key] for key in ("reserved", "volumes", "archives", "archiveBytes")] == [None] * 4
+        assert not [name for name in metrics(controller) if any(f"nfs_provisioner_{c}{{" in name for c in COUNTED)]
+        site.root.with_name("away").rename(site.root)
+        site.until(lambda: status(controller)["exports"][0]["reserved"] == 60 * MI, "it is not counted again")
+        samples = metrics(controller)
+        assert [samples[f'nfs_provisioner_{c}{{export="web"}}'] for c in COUNTED] == [60 * MI, 1, 0, 0]
+
+
 def test_a_burst_of_claims_costs_few_status_writes(site: Site) -> None:
     """Counts wait for the minute; one write an export, not one a claim."""
     with site.controller() as controller:
