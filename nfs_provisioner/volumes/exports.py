@@ -52,6 +52,7 @@ class Export:
         self.spec = spec
         self.seen = seen
         self.refused = refused
+        self.invalid = ""  # why the object, as it is now, cannot be understood: what it was before goes on
         self.catalog = Catalog(clock=services.clock, on_freed=lambda: services.on_room(spec.name))
         self.usage = Ledger(self.catalog)
         self.copies = Copies(self.catalog, self.usage.get)
@@ -328,7 +329,7 @@ class Export:
         """What a person should know, in one line."""
         partner = self._partner
         full = _without_inodes(self._active.space if self._active else None)
-        parts = [self._verdict.message, partner.message if partner else "", *self._problems, full]
+        parts = [self.invalid, self._verdict.message, partner.message if partner else "", *self._problems, full]
         for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:
@@ -348,11 +349,13 @@ class Export:
                 phase = "Halted"  # of the pair: the active side serves on, and takes new volumes
             elif phase == "Ready" and self._standby_is_behind():
                 phase = "Degraded"
+            if self.invalid:
+                phase = "Halted"  # for what is new; volumes that are there go on as they were
             return ExportStatus(
                 generation=self.spec.generation,
                 phase=phase,
                 message=self.message,
-                usable=self.ready and not self.seen.deleting,
+                usable=self.ready and not self.seen.deleting and not self.invalid,
                 active=self._remembered.active,
                 epoch=self._remembered.epoch,
                 promotion=self._remembered.promotion,

@@ -121,7 +121,7 @@ def _promise(
 def _says(raw: JsonObject, mark: JsonObject, message: str, moment: datetime) -> bool:
     """Whether the claim says that this growth does not fit. Others' figures change all the time: a minute is soon."""
     status = raw.get("status") or {}
-    condition = next((c for c in status.get("conditions") or () if c.get("type") == FAILED), {})
+    condition: JsonObject = next((c for c in status.get("conditions") or () if c.get("type") == FAILED), {})
     fresh = (condition.get("lastTransitionTime") or "") > _rfc3339(moment - FIGURES_FOR)
     marked = all((status.get(key) or {}).get("storage") == value["storage"] for key, value in mark.items())
     return marked and bool(condition) and (fresh or condition.get("message") == message)

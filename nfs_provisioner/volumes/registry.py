@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -126,6 +126,12 @@ class Registry:
         """A snapshot, by name."""
         return list(self._sorted)
 
+    def not_understood(self) -> dict[str, ExportStatus]:
+        """Statuses of those that were never understood, and so are not among `all`, by name."""
+        with self._lock:
+            invalid = sorted(self._invalid.items())
+        return {name: _not_understood(why) for name, why in invalid if name not in self._exports}
+
     def get(self, name: str) -> Export | None:
         """The export of that name."""
         return self._exports.get(name)
@@ -172,6 +178,9 @@ class Registry:
             return False
         spec = self._parse(name, obj)
         if spec is None or obj is None:
+            known = self._exports.get(name)
+            if known is not None:
+                known.invalid = self._invalid.get(name, "")
             with self._lock:
                 gone = self._exports.pop(name, None) if obj is None else None
                 self._sort()
@@ -221,6 +230,7 @@ class Registry:
                 fresh = True
             else:
                 fresh = False
+        export.invalid = ""
         if fresh:
             export.start()
         else:
@@ -290,8 +300,11 @@ class Registry:
         self._check()
         export = self._exports.get(name)
         self._keep_finalizer(obj, export)
-        if name in self._invalid:
-            self._write_status(obj, ExportStatus(obj.generation, "Halted", self._invalid[name], usable=False))
+        invalid = self._invalid.get(name)
+        if invalid is not None:
+            if export is None or export.settled:
+                known = _not_understood(invalid) if export is None else export.status()
+                self._write_status(obj, replace(known, generation=obj.generation))
         elif export is not None:
             try:
                 if not self._addresses.direct(export):
@@ -335,6 +348,10 @@ class Registry:
     def _publish_all(self) -> None:
         for export in self.all():
             self.publish(export.name)
+
+
+def _not_understood(why: str) -> ExportStatus:
+    return ExportStatus(0, "Halted", why, usable=False)
 
 
 def _relevant(obj: ExportObject) -> tuple[object, ...]:

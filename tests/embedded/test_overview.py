@@ -13,6 +13,7 @@ from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, PV, SERVICE
 from tests.embedded.site import MI, Controller, Site
 
 Json = dict[str, Any]
+SERIES = 'nfs_provisioner_export_{}{{export="{}"}}'
 
 
 def http(controller: Controller, path: str) -> tuple[int, str]:
@@ -73,6 +74,50 @@ def test_an_export_that_is_gone_is_gone_from_everything(site: Site) -> None:
         )
         site.until(
             lambda: not [name for name in metrics(controller) if 'export="short"' in name], "its metrics are there"
+        )
+
+
+def test_an_export_that_is_not_understood_is_halted_wherever_one_looks(site: Site) -> None:
+    """What the schema cannot see: a path that lies outside of mountRoot. One that was understood before serves on."""
+    with site.controller() as controller:
+        site.claim("data", "60Mi")
+        site.bound("data")
+        site.until(lambda: metrics(controller).get(SERIES.format("reserved_bytes", "web")) == 60 * MI, "no metrics")
+        before = site.export_status("web")
+        for name in ("web", "never"):
+            outside = {"name": "a", "server": "192.0.2.1", "path": "/srv/nfs", "mountPath": f"/outside/{name}"}
+            if name == "web":
+                site.api.patch(NFS_EXPORT, name, {"spec": {"replicas": [outside]}})
+            else:
+                kind = {"apiVersion": "nfs-provisioner.io/v1alpha1", "kind": "NFSExport"}
+                site.api.create(NFS_EXPORT, kind | {"metadata": {"name": name}, "spec": {"replicas": [outside]}})
+            site.until(
+                lambda name=name: site.export_status(name).get("phase") == "Halted",  # type: ignore[misc]
+                f"{name} is not Halted",
+            )
+        web = site.export_status("web")
+        assert [web[key] for key in ("reserved", "volumes")] == ["60Mi", 1]
+        assert [web[key] for key in ("active", "epoch", "promotion")] == [
+            before[key] for key in ("active", "epoch", "promotion")
+        ]
+        assert [(replica["name"], replica["reachable"]) for replica in web["replicas"]] == [("a", True)]
+        assert "mountPath" in web["conditions"][0]["message"]
+        assert web["observedGeneration"] == site.api.get(NFS_EXPORT, "web")["metadata"]["generation"]
+        shown = {export["name"]: export for export in status(controller)["exports"]}
+        assert {name: export["phase"] for name, export in shown.items()} == {"never": "Halted", "web": "Halted"}
+        assert all("mountPath" in export["message"] for export in shown.values())
+        assert (shown["web"]["reserved"], shown["never"]["reserved"]) == (60 * MI, None)
+        samples = metrics(controller)
+        for name in shown:
+            assert samples[f'nfs_provisioner_export_phase{{export="{name}",phase="Halted"}}'] == 1
+        assert SERIES.format("reserved_bytes", "never") not in samples
+
+        inside = {"name": "a", "server": "192.0.2.1", "path": "/srv/nfs", "mountPath": str(site.root)}
+        site.api.patch(NFS_EXPORT, "web", {"spec": {"replicas": [inside]}})
+        site.api.delete(NFS_EXPORT, "never")
+        site.until(
+            lambda: [(e["name"], e["phase"]) for e in status(controller)["exports"]] == [("web", "Ready")],
+            "web is not Ready again, or never is still shown",
         )
 
 
