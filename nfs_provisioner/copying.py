@@ -27,6 +27,7 @@ from nfs_provisioner.replication import plain
 from nfs_provisioner.replication.passes import Counts, Result
 
 _NAMED = 20  # names printed of each kind; JSON has all that the result has
+_OF_EACH_DIRECTORY = ("directories", "usage", "measured", "foreign")  # and what only a pair knows
 
 
 def sync(options: argparse.Namespace) -> int:
@@ -106,9 +107,10 @@ def _done(counts: Counts, would: str) -> str:
 
 def _report(options: argparse.Namespace, result: Result, sentence: str) -> None:
     if options.output == "json":
-        found = dataclasses.asdict(result)
-        found.pop("directories")
-        found["deferred"] = sorted(result.deferred)
+        found = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
+        for name in _OF_EACH_DIRECTORY:
+            del found[name]
+        found |= {"counts": dataclasses.asdict(result.counts), "deferred": sorted(result.deferred)}
         print(json.dumps({key: _named(value) for key, value in found.items()}, indent=2))
         return
     print(sentence)

@@ -104,7 +104,7 @@ _VOLUME_LEVELS = (
 _EXPORT_LEVELS = (
     ("export_capacity_bytes", "Size of an export: of its file system, or as configured.", "capacity"),
     ("export_reserved_bytes", "Sum of the sizes of an export's volumes.", "reserved"),
-    ("export_used_bytes", "Space that is taken on an export's file system.", "used"),
+    ("export_used_bytes", "Space that is taken on an export's file system, as df counts it.", "used"),
     ("export_available_bytes", "Space that is really free on an export's file system.", "available"),
     ("export_volumes", "Volumes on an export.", "volumes"),
     ("export_archive_bytes", "Space that the archives on an export take.", "archive_bytes"),

@@ -56,7 +56,7 @@ def _shown(name: str, status: ExportStatus, *, mirror: bool = False, archive_byt
     return {
         "name": name,
         "phase": status.phase,
-        "message": status.message,
+        "message": "; ".join(part for part in (status.message, status.shared) if part),
         "active": status.active,
         "epoch": status.epoch,
         "mirror": mirror,
@@ -104,7 +104,7 @@ def _volume(volume: Volume | None, export: Export, record: VolumeRecord) -> Json
         "unstable": standing.unstable,
         "skipped": standing.skipped,
         "waiting": standing.waiting,
-        "message": standing.message,
+        "message": "; ".join(filter(None, (standing.message, export.measuring.trouble(record.pv)))),
     }
 
 
@@ -120,14 +120,16 @@ def _archive(export: Export, record: VolumeRecord) -> JsonObject:
         "requested": record.requested,
         **_usage(export, record),
         "retention": record.policy.archive_retention,
+        "message": export.measuring.trouble(record.pv),
     }
 
 
 def _usage(export: Export, record: VolumeRecord) -> JsonObject:
     usage = export.usage.get(record.pv)
     if usage is None:
-        return {"used": None, "inodes": None, "usageTime": None}
-    return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at)}
+        return {"used": None, "inodes": None, "usageTime": None, "incomplete": False}
+    incomplete = usage.unreadable > 0
+    return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at), "incomplete": incomplete}
 
 
 def snapshot(

@@ -112,14 +112,23 @@ def volumes(console: Console, rows: list[JsonObject]) -> None:
     for row in rows:
         state = row["phase"] if row["state"] == "live" and row["phase"] else row["state"]
         table.add_row(
-            *_plain(row["namespace"], row["claim"], size(row["used"]), size(row["requested"])),
+            *_plain(row["namespace"], row["claim"], _used(row), size(row["requested"])),
             bar(console, row["used"], row["requested"]),
             _count(row.get("inodes")),
             *_plain(row["export"], row["directory"], state, _seconds(row["lag"]), row["volume"]),
         )
     console.print(table)
+    _messages(console, rows)
+
+
+def _used(row: JsonObject) -> str:
+    """What was counted; `>`: there is more that could not be."""
+    return f"{'>' if row.get('incomplete') else ''}{size(row.get('used'))}"
+
+
+def _messages(console: Console, rows: list[JsonObject]) -> None:
     for row in rows:
-        if row["message"]:
+        if row.get("message"):
             console.print(
                 Text(f"{row['namespace']}/{row['claim']} ({row['volume']}): {row['message']}", style="yellow")
             )
@@ -138,10 +147,11 @@ def archives(console: Console, rows: list[JsonObject]) -> None:
                 row["claim"],
                 row["state"],
                 row["since"],
-                size(row.get("used")),
+                _used(row),
                 _count(row.get("inodes")),
                 size(row["requested"]),
                 kept,
             )
         )
     console.print(table)
+    _messages(console, rows)

@@ -21,6 +21,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLATTEN_BELOW = 64  # levels of a removal that are walked with a descriptor each
 _AT_EMPTY_PATH = 0x1000
 _HANDLE_BYTES = 128
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def open_root(path: str) -> int:
@@ -296,10 +297,9 @@ def root_handle(fd: int) -> str:
     inode = os.fstat(fd).st_ino
     if filesystem_type(fd) in ("fuse", "overlay"):
         return f"inode:{inode}"
-    libc = ctypes.CDLL(None, use_errno=True)
     handle = _FileHandle(bytes=_HANDLE_BYTES)
     mount = ctypes.c_int()
-    if libc.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
+    if _LIBC.name_to_handle_at(fd, b"", ctypes.byref(handle), ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
         return f"inode:{inode}"
     return f"handle:{handle.type}:{bytes(handle.handle[: handle.bytes]).hex()}"
 
@@ -319,9 +319,8 @@ LOCAL_TYPES = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "zfs"})
 
 def filesystem_type(fd: int) -> str:
     """Name of the file system by its magic number (statfs(2)), or the number in hexadecimal."""
-    libc = ctypes.CDLL(None, use_errno=True)
     buffer = (ctypes.c_long * 32)()
-    if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
+    if _LIBC.fstatfs(fd, ctypes.byref(buffer)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     magic = buffer[0] & 0xFFFFFFFF

@@ -18,7 +18,7 @@ from nfs_provisioner.errors import RefusedForSafety
 from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export.batch import Change, run, run_together
 from nfs_provisioner.export.paths import archive_name, record_file_name
-from nfs_provisioner.export.records import CONTROL_DIRECTORY, MOVING, State, VolumeRecord
+from nfs_provisioner.export.records import CONTROL_DIRECTORY, LATEST, MOMENT, MOVING, State, VolumeRecord
 from nfs_provisioner.export.store import Store, missing_directory, trash_name
 
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
@@ -175,9 +175,17 @@ def finishing(
     here = record.directory if record.state is State.DELETING else record.target
     assert here is not None
     done = record.advanced(
-        state=_DONE[record.state], directory=here, former=record.directory, target=None, since=store.now()
+        state=_DONE[record.state], directory=here, former=record.directory, target=None, since=_ended(store, record)
     )
     return (yield from store.writing(done, first=store.root_sync.sync))
+
+
+def _ended(store: Store, record: VolumeRecord) -> str:
+    """When a move ended. An archive's age decides about it one day: of both clocks, the one that says later (H56)."""
+    if record.state is not State.ARCHIVING or record.policy.archive_retention is None:
+        return store.now()
+    server = datetime.fromtimestamp(min(store.server_time(), LATEST), UTC)
+    return max(store.now(), server.strftime(MOMENT))
 
 
 def on_its_way(store: Store, record: VolumeRecord) -> bool:

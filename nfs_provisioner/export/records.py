@@ -19,6 +19,8 @@ from nfs_provisioner.errors import RefusedForSafety
 VERSION = 1
 CONTROL_DIRECTORY = ".nfs-provisioner"
 IDENTITY_FILE = "export.json"
+MOMENT = "%Y-%m-%dT%H:%M:%SZ"  # as records say when something happened; what is later sorts behind
+LATEST = 253_402_300_799.0  # the last Unix time that can be said so
 
 
 class State(StrEnum):

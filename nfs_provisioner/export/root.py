@@ -55,8 +55,10 @@ class Space:
     """statvfs of the replica, in bytes and inodes; `inodes_free` is None where there is no limit to them."""
 
     size: int
-    free: int
+    free: int  # for everybody
     inodes_free: int | None
+    used: int  # what only root may still use is neither free nor used: `df` counts the same
+    device: int  # equal on one file system
 
 
 class Root:
@@ -224,11 +226,16 @@ class Root:
         return Abilities(chown=chown, links=links, nanoseconds=nanoseconds, root=os.geteuid() == 0)
 
     def space(self) -> Space:
-        """Size and what is left for everybody, bytes; checks on the way that the mount is still the same."""
+        """Size, what is taken and what is left; checks on the way that the mount is still the same."""
         self.still_mounted()
         found = os.fstatvfs(self.root)
-        inodes_free = found.f_favail if found.f_files else None
-        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, inodes_free)
+        return Space(
+            size=found.f_blocks * found.f_frsize,
+            free=found.f_bavail * found.f_frsize,
+            inodes_free=found.f_favail if found.f_files else None,
+            used=max(0, found.f_blocks - found.f_bfree) * found.f_frsize,
+            device=os.fstat(self.root).st_dev,
+        )
 
     def _writing(self, directory: int, name: str, data: bytes, first: batch.Sync | None = None) -> Change[None]:
         staged = fs.StagedFile(self.work, f"r{self._counter()}", data)

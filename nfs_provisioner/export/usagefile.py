@@ -7,19 +7,19 @@ is damaged counts as none, because everything in it can be measured again.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from nfs_provisioner.errors import RefusedForSafety
 from nfs_provisioner.export import filesystem as fs
-from nfs_provisioner.export.records import CONTROL_DIRECTORY
+from nfs_provisioner.export.records import CONTROL_DIRECTORY, LATEST
 from nfs_provisioner.export.root import Root
 
 USAGE_FILE = "usage.json"
 VERSION = 1
 _LARGEST = 256 << 20  # bytes; some two million volumes
+_ENDLESS = 1 << 63  # no file system says so
 
 Figures = dict[str, tuple[int, int, float, bool]]
 """PV -> bytes, inodes, Unix time of the measurement, over its quota. Plain: two processes send it to each other."""
@@ -30,7 +30,7 @@ def read(root: Root) -> Figures:
     try:
         data = fs.read_file(root.control, USAGE_FILE, limit=_LARGEST)
         return {} if data is None else decode(data)
-    except (ValueError, RefusedForSafety) as error:
+    except (OSError, ValueError, RefusedForSafety) as error:
         where = f"{root.path}/{CONTROL_DIRECTORY}/{USAGE_FILE}"
         print(f"{where} cannot be read ({error}); every volume is measured again", file=sys.stderr, flush=True)
         return {}
@@ -67,7 +67,7 @@ def decode(data: bytes) -> Figures:
 
 def _figure(entry: Mapping[str, Any]) -> tuple[int, int, float, bool]:
     size, inodes, at, exceeded = entry["bytes"], entry["inodes"], entry["at"], entry.get("exceeded", False)
-    counts = type(size) is int and type(inodes) is int and size >= 0 and inodes >= 0
-    if not counts or type(at) not in (int, float) or not math.isfinite(at) or type(exceeded) is not bool:
+    counts = type(size) is int and type(inodes) is int and 0 <= size < _ENDLESS and 0 <= inodes < _ENDLESS
+    if not counts or type(at) not in (int, float) or not 0 <= at <= LATEST or type(exceeded) is not bool:
         raise ValueError(f"{entry!r} is not a figure")
     return size, inodes, float(at), exceeded

@@ -31,7 +31,7 @@ from nfs_provisioner.errors import (
 )
 from nfs_provisioner.export import filesystem, moves, standby, usagefile
 from nfs_provisioner.export.batch import run_together
-from nfs_provisioner.export.records import MOVING, Identity, State, VolumeRecord
+from nfs_provisioner.export.records import MOMENT, MOVING, Identity, State, VolumeRecord
 from nfs_provisioner.export.root import Abilities, Facts
 from nfs_provisioner.export.store import Store
 
@@ -226,7 +226,7 @@ class Worker:
 
 def utc_now() -> str:
     """RFC 3339 with seconds, for records; decisions never compare it with another machine's."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(MOMENT)
 
 
 def is_local(path: str) -> bool:

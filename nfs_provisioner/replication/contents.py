@@ -21,12 +21,13 @@ SMALL = 128 << 10
 """Files of up to this many bytes are read in one call, with no thought of holes unless they occupy less."""
 
 _NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EBADF})
-_NOT_HELD = frozenset(
-    {errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSYS}
-)
 _NO_ATTRIBUTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 PRIVILEGED = os.geteuid() == 0
+_NOT_HELD = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSYS}) | (
+    # For root it is a fault like any other. Others may not write attributes of files that are read-only by then.
+    frozenset() if PRIVILEGED else frozenset({errno.EACCES})
+)
 _NOATIME = os.O_NOATIME if PRIVILEGED else 0
 
 Attributes = dict[str, bytes]

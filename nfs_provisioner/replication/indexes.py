@@ -49,7 +49,7 @@ class Indexes:
             else:
                 assert index is not None
                 index.change(found)
-            usage = None if index.wants_whole else Usage(index.bytes, index.inodes, at)
+            usage = None if index.wants_whole else Usage(index.bytes, index.inodes, at, index.unreadable)
             if len(index) > 1:
                 self._indexes[key] = index
                 self._total += len(index)

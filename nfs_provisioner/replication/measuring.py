@@ -1,8 +1,9 @@
 """The child process of one replica, as `cloning.py` has it, that can also tell what volumes take.
 
 A volume is walked in a thread of its own, and the controller asks again until that is done. On a local disk the
-volume is watched from then on, so that the next look is only at the directories that changed. Only reads. Keeps: what
-is measured is the directory that the record names; and an index to which something may be missing is made anew.
+volume is watched from then on, so that the next look is only at the directories that changed, and now and then at
+everything: a store through mmap makes no event. Only reads. Keeps: what is measured is the directory that the record
+names; and an index to which something may be missing is made anew.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ AT_ONCE = 1  # volumes that are walked at the same time
 SHORT = 0.05  # seconds that a request waits for its answer: most volumes are small
 STALE = 60.0  # seconds after which nobody wants the answer any more
 MOST_WATCHES = 50_000  # each costs the kernel about a kilobyte
+WHOLE_EVERY = 3600.0  # seconds between two looks at all of a watched volume
+WHOLE_COST = 100  # and at the least so many times what the last one took
 GATHER = 0.1  # seconds in which events are gathered
 _NICE = 5  # claims come first
 
@@ -40,12 +43,15 @@ _NICE = 5  # claims come first
 class MeasuringWorker(CloningWorker):
     """The operations of a replica's child with clones, and `usage`."""
 
-    def __init__(self, path: str, lease: LeaseEnd, *, watches: int = MOST_WATCHES) -> None:
+    def __init__(
+        self, path: str, lease: LeaseEnd, *, watches: int = MOST_WATCHES, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(path, lease)
         self._looks: dict[str, Look] = {}
         self._looks_lock = threading.Lock()
         self._walks = threading.Semaphore(AT_ONCE)
         self._root_lock = threading.Lock()  # a root is not closed while somebody makes a descriptor from it
+        self._clock = clock
         self._events = Events(self._volume, self._lost, watches)
         self._indexes = Indexes(dropped=self._events.unwatch)
         self.operations |= {"usage": self.usage}
@@ -87,8 +93,8 @@ class MeasuringWorker(CloningWorker):
             return super().inspect()
 
     def _measure(self, pv: str, only: Dirty, guard: Callable[[], None]) -> Usage:
-        at = time.time()
-        dirty = self._events.take(pv) if only is None else only
+        at, began = time.time(), self._clock()
+        dirty = self._events.take(pv, began) if only is None else only
         try:
             with self._volume(pv) as root:
                 index = self._indexes.get(pv)
@@ -101,6 +107,8 @@ class MeasuringWorker(CloningWorker):
                     self._events.watch(pv)
                 usage = self._indexes.look(pv, measure(root, None, guard, _nothing), at, whole=True)
                 assert usage is not None
+                ended = self._clock()
+                self._events.looked(pv, until=ended + max(WHOLE_EVERY, WHOLE_COST * (ended - began)))
                 return usage
         except BaseException:
             self._lost(pv)
@@ -188,6 +196,7 @@ class Events:
         self._watcher: Watcher | None = None
         self._failed = most == 0
         self._dirty: dict[str, set[str]] = {}  # of each watched volume
+        self._until: dict[str, float] = {}  # and how long what they say is enough
 
     def watch(self, pv: str) -> None:
         """From here on. A whole look has to follow, for what changed before."""
@@ -202,18 +211,25 @@ class Events:
     def unwatch(self, pv: str) -> None:
         """Its changes do not matter any more."""
         with self._lock:
+            self._until.pop(pv, None)
             if self._dirty.pop(pv, None) is not None and self._watcher is not None:
                 self._watcher.unwatch(pv)
 
-    def take(self, pv: str) -> Dirty:
-        """What changed since it was asked last; None: that is not known."""
+    def looked(self, pv: str, *, until: float) -> None:
+        """All of it was looked at: `until` then, its events are enough."""
+        with self._lock:
+            if pv in self._dirty:
+                self._until[pv] = until
+
+    def take(self, pv: str, now: float) -> Dirty:
+        """What changed since it was asked last; None: that is not known, or not well enough any more."""
         with self._lock:
             self._gather()
             dirty = self._dirty.get(pv)
             if dirty is None:
                 return None
             self._dirty[pv] = set()
-            return frozenset(dirty)
+            return frozenset(dirty) if now < self._until.get(pv, now) else None
 
     def clear(self) -> None:
         """Watch nothing."""
@@ -252,6 +268,7 @@ class Events:
                 continue
             self._watcher.unwatch(pv)  # the next look begins anew
             self._dirty.pop(pv, None)
+            self._until.pop(pv, None)
             self._lost(pv)
 
 

@@ -16,6 +16,7 @@ from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export import records
 from nfs_provisioner.export.paths import record_file_name
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, IDENTITY_FILE, Identity, VolumeRecord
+from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.pairtalk import DOUBT, Expected
 from nfs_provisioner.replication.volumes import PASSED
 
@@ -29,12 +30,13 @@ def doubted(message: str) -> RefusedForSafety:
 
 
 class Side:
-    """One open root."""
+    """One open root. `local`: whether it is a disk of this machine."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.root = fs.open_root(path)
         try:
+            self.local = tree.is_local(self.root)
             self.control = os.open(CONTROL_DIRECTORY, _DIRECTORY, dir_fd=self.root)
             try:
                 self.volumes = os.open("volumes", _DIRECTORY, dir_fd=self.control)
@@ -49,11 +51,6 @@ class Side:
         """Give the descriptors back."""
         for fd in (self.volumes, self.control, self.root):
             os.close(fd)
-
-    @property
-    def local(self) -> bool:
-        """Whether it is a disk of this machine."""
-        return fs.filesystem_type(self.root) in fs.LOCAL_TYPES
 
     def prove(self, expected: Identity) -> Identity:
         """What export.json says now. RefusedForSafety unless this is the replica, on its own disk, at its own path."""

@@ -7,6 +7,7 @@ says that it wants a whole one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -29,13 +30,14 @@ class DirectoryUsage:
     """What lies directly in a directory, and the directory itself.
 
     `linked` has one item per name of an inode with several names, which `blocks` and `inodes` leave out; `below` the
-    names of the subdirectories, which count themselves.
+    names of the subdirectories, which count themselves. Of an `unreadable` one, there is more than was seen.
     """
 
     blocks: int
     inodes: int
     linked: tuple[Linked, ...] = ()
     below: tuple[str, ...] = ()
+    unreadable: bool = False
 
 
 @dataclass(slots=True)
@@ -58,6 +60,8 @@ class UsageIndex:
         self._seen: set[int] = set()
         self.blocks = 0
         self.inodes = 0
+        self.unreadable = 0
+        """Directories that could not be looked into, or not at all of their entries."""
         self.wants_whole = True
         """What it says may be wrong, and only a look at everything can tell."""
 
@@ -75,7 +79,7 @@ class UsageIndex:
     def replace(self, directories: Mapping[str, DirectoryUsage | None]) -> None:
         """A whole look. A subdirectory that was named and not looked at was gone when its turn came."""
         self._directories, self._several, self._touched = {}, {}, set()
-        self.blocks = self.inodes = 0
+        self.blocks = self.inodes = self.unreadable = 0
         self.wants_whole = "" not in directories
         pending = [""]
         while pending:
@@ -143,6 +147,7 @@ class UsageIndex:
         self._directories[path] = found
         self.blocks += found.blocks
         self.inodes += found.inodes
+        self.unreadable += found.unreadable
         for inode, nlink, blocks in found.linked:
             known = self._several.get(inode)
             if known is None:
@@ -158,6 +163,7 @@ class UsageIndex:
         """Its figures leave the sum. Of an inode with names elsewhere, there are as many fewer as leave here."""
         self.blocks -= found.blocks
         self.inodes -= found.inodes
+        self.unreadable -= found.unreadable
         for inode, _, _ in found.linked:
             known = self._several[inode]
             known.names -= 1
@@ -188,7 +194,7 @@ def measure(
     """Look at everything below `root`, an open directory; or at the directories `only` and what `known` lacks below.
 
     No link is followed, and nothing that is mounted in the tree is entered. `guard` is called before each directory
-    and raises to stop, `beat` now and then. OSError when something cannot be looked at.
+    and raises to stop, `beat` now and then. What permissions hide counts as unreadable; other OSErrors are raised.
     """
     device = os.fstat(root).st_dev
     found: dict[str, DirectoryUsage | None] = {}
@@ -212,6 +218,10 @@ def _look(root: int, path: str, device: int, beat: Callable[[], None]) -> Direct
     """One directory; None when it is gone, or another file system is mounted there."""
     try:
         fd, own = tree.open_and_look(root, path)
+    except PermissionError:
+        if not path:
+            raise
+        return _closed(root, path, device)
     except OSError as error:
         if path and error.errno in (*_GONE, errno.EXDEV):
             return None
@@ -224,8 +234,17 @@ def _look(root: int, path: str, device: int, beat: Callable[[], None]) -> Direct
         os.close(fd)
 
 
+def _closed(root: int, path: str, device: int) -> DirectoryUsage | None:
+    """A directory that may not be opened: itself, as its parent shows it; None when not even that can be seen."""
+    with contextlib.suppress(PermissionError):
+        own = tree.look_at(root, path)
+        if own is not None and stat.S_ISDIR(own.st_mode) and own.st_dev == device:
+            return DirectoryUsage(own.st_blocks, 1, unreadable=True)
+    return None
+
+
 def _sum(fd: int, own: os.stat_result, beat: Callable[[], None]) -> DirectoryUsage:
-    blocks, inodes = own.st_blocks, 1
+    blocks, inodes, unreadable = own.st_blocks, 1, False
     linked: list[Linked] = []
     below: list[str] = []
     kind_mask, directory = 0o170000, stat.S_IFDIR
@@ -238,6 +257,9 @@ def _sum(fd: int, own: os.stat_result, beat: Callable[[], None]) -> DirectoryUsa
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
+            except PermissionError:  # names may be read here, and no more
+                unreadable = True
+                continue
             if status.st_mode & kind_mask == directory:
                 if status.st_dev == own.st_dev:
                     below.append(entry.name)
@@ -246,4 +268,4 @@ def _sum(fd: int, own: os.stat_result, beat: Callable[[], None]) -> DirectoryUsa
                 inodes += 1
             elif status.st_dev == own.st_dev:
                 linked.append((status.st_ino, status.st_nlink, status.st_blocks))
-    return DirectoryUsage(blocks, inodes, tuple(linked), tuple(below))
+    return DirectoryUsage(blocks, inodes, tuple(linked), tuple(below), unreadable)

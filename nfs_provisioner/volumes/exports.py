@@ -361,7 +361,7 @@ class Export:
                 promotion=self._remembered.promotion,
                 capacity=self.spec.capacity or (space.size if space else None),
                 available=space.free if space else None,
-                size=space.size if space else None,
+                used=space.used if space else None,
                 reserved=None if records is None else self.catalog.reserved,
                 volumes=None if records is None else sum(1 for record in records if record.state in RESERVING),
                 archives=None if records is None else sum(1 for r in records if r.state is State.ARCHIVED),
@@ -369,6 +369,7 @@ class Export:
                 replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
                 standing=standing,
                 handled=self._answers.handled,
+                shared=self._services.shared(self.name) if self.spec.capacity is None else "",
             )
 
     def _standby_is_behind(self) -> bool:

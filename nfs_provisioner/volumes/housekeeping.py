@@ -7,7 +7,6 @@ and nothing that fails for one volume holds up the others.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -61,12 +60,12 @@ class Housekeeping:
     def __init__(self, export: Kept, clock: Callable[[], float]) -> None:
         self.unmanaged: int | None = None  # entries of the root that no record names; None: not counted yet
         self._export = export
-        self._clock = clock
         self._retention = Retention(clock)
+        self._doubted: frozenset[str] = frozenset()  # archives that are kept because the clocks contradict each other
 
     def begin_anew(self) -> None:
         """The catalog was filled: what was seen of its archives before counts no more."""
-        self._retention = Retention(self._clock)
+        self._retention.begin_anew()
 
     def turn(self) -> None:
         """Do everything once. Raises what the active replica raises."""
@@ -111,19 +110,19 @@ class Housekeeping:
                 self._export.recorded(None, record.pv)
 
     def _purge_old_archives(self) -> None:
-        due = self._retention.due(self._export.catalog.in_state(State.ARCHIVED), time.time())
-        if not due:
-            return
-        server_now = float(self._export.call("server_time"))
+        archives = self._export.catalog.in_state(State.ARCHIVED)
+        due, doubtful = self._retention.due(archives, lambda: float(self._export.call("server_time")))
         for record in due:
-            if Retention.over(record, server_now):
-                try:
-                    self._export.purge(record)
-                except RefusedForSafety as error:
-                    log.warning("export %s: %s", self._export.name, error.message)
-            else:
+            try:
+                self._export.purge(record)
+            except RefusedForSafety as error:
+                log.warning("export %s: %s", self._export.name, error.message)
+        for record in doubtful:
+            if record.pv not in self._doubted:
                 log.warning(
-                    "export %s: archive %s is due by this machine's clock but not by the file server's; it is kept",
+                    "export %s: archive %s is due by this machine's clock, but the file server's says otherwise, or "
+                    "one of them jumped; it is kept for now",
                     self._export.name,
                     record.directory,
                 )
+        self._doubted = frozenset(record.pv for record in doubtful)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedForSafety
+from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedForSafety, RetryLater
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE
@@ -73,6 +73,15 @@ def wait_for(record: VolumeRecord, usage: Usage | None, now: float, every: float
         return 0.0
     age = now - usage.at
     return max(0.0, (still_every if still else every) - age) if age >= 0.0 else 0.0  # the clock went back
+
+
+def hidden(usage: Usage) -> str:
+    """For people: why there is more than is counted."""
+    what = "a directory is" if usage.unreadable == 1 else f"{usage.unreadable} directories are"
+    return (
+        f"{what} closed to the controller, and what lies in there is not counted: "
+        "its files take more than is told here (no_root_squash on the server lets it look)"
+    )
 
 
 class Rota:
@@ -147,6 +156,9 @@ class Measuring:
         self._look_every = min(LOOK_EVERY, services.measure_every)
         self._rota = Rota(export.usage, every=services.measure_every)
         self._read = threading.Event()  # cleared: the active replica's file is still to be read
+        self._troubles: dict[str, str] = {}  # by PV: what is wrong with its figure
+        self._unanswered: set[str] = set()  # PVs whose last look failed in a way that may pass
+        self._unwritten = False  # the last write failed, which was told
         self._look_at = 0.0
         self._stopped = threading.Event()
         self._wake = threading.Event()
@@ -166,8 +178,22 @@ class Measuring:
     def note(self, pv: str, usage: Usage) -> None:
         """A volume was measured, by whomever."""
         record = self._ledger.note(pv, usage)
+        if usage.unreadable:
+            self._trouble(pv, hidden(usage))
+        else:
+            self._troubles.pop(pv, None)
         if record is not None:
             self._tell(record)
+
+    def trouble(self, pv: str) -> str:
+        """What is wrong with its figure: too small, or old, or missing; empty when nothing is."""
+        return self._troubles.get(pv, "")
+
+    def _trouble(self, pv: str, why: str) -> None:
+        """Remember it, and say it once."""
+        if pv not in self._troubles:
+            log.warning("export %s: %s: %s", self._export.name, pv, why)
+        self._troubles[pv] = why
 
     def stop(self) -> None:
         """Begin to end: what is not written yet is written as the last thing."""
@@ -237,6 +263,9 @@ class Measuring:
         self._ledger.tidy()
         records = [record for record in self._export.catalog.all() if record.state in MEASURED]
         self._rota.keep(records, now, time.time(), passed=self._export.partner is not None)
+        for gone in [pv for pv in (*tuple(self._troubles), *self._unanswered) if self._export.catalog.get(pv) is None]:
+            self._troubles.pop(gone, None)
+            self._unanswered.discard(gone)
         self._look_at = now + max(self._look_every, len(records) / LOOKED_AT)
 
     def _measure(self, pv: str) -> None:
@@ -245,9 +274,15 @@ class Measuring:
             try:
                 usage: Usage | None = self._export.call("usage", pv)
             except RefusedForSafety as error:  # that of one volume must not hold up the others
-                log.warning("export %s: %s cannot be measured: %s", self._export.name, pv, error.message)
+                self._trouble(pv, f"what it takes cannot be measured: {error.message}")
                 return
+            except RetryLater as error:
+                if pv in self._unanswered:
+                    self._trouble(pv, f"what it takes cannot be measured: {error.message}")
+                self._unanswered.add(pv)
+                raise
             if usage is not None:
+                self._unanswered.discard(pv)
                 self.note(pv, usage)
                 return
             self._stopped.wait(pause)
@@ -257,6 +292,10 @@ class Measuring:
         figures = self._ledger.begin_write()
         try:
             self._export.call("write_usage", figures, deadline=deadline)
-        except NfsProvisionerError:
+        except NfsProvisionerError as error:
             self._ledger.not_written()
+            if not self._unwritten and not isinstance(error, LostLeadership):
+                log.warning("export %s: what was measured cannot be written down: %s", self._export.name, error.message)
+            self._unwritten = True
             raise
+        self._unwritten = False

@@ -29,6 +29,7 @@ from nfs_provisioner.volumes.objects import (
 )
 from nfs_provisioner.volumes.overlaps import Present, refusals
 from nfs_provisioner.volumes.room import Room
+from nfs_provisioner.volumes.sharing import Ground, warnings
 from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Registry:
         check: Callable[[], None],
     ) -> None:
         self._api = api
-        self._services = services
+        self._services = replace(services, shared=lambda name: self._shared().get(name, ""), on_ready=self._ready)
+        self._on_ready = services.on_ready
         self._mount_root = mount_root
         self._has_volumes = has_volumes
         self._check = check
@@ -252,6 +254,24 @@ class Registry:
         for export in self.all():
             _refuse(export, found.get(export.name, ""))
 
+    def _shared(self) -> dict[str, str]:
+        """Exports that promise a file system that is not theirs alone, as far as they were seen. Takes no lock: an
+        export asks with its own held."""
+        return warnings(
+            Ground(
+                export.name,
+                export.spec.capacity is not None,
+                export.active_replica,
+                {a.name: space.device for a in export.attachments() if (space := a.space) is not None},
+            )
+            for export in self._sorted
+        )
+
+    def _ready(self, name: str) -> None:
+        self._on_ready(name)
+        for other in self._shared():  # of whom some were alone on it so far
+            self.publish(other)
+
     # -- publishing -----------------------------------------------------------------------------------------------
 
     def publish(self, name: str, *, after: float = 0.0) -> None:
@@ -319,6 +339,7 @@ class Registry:
             moment, before = 0.0, dict(obj.status)
         after = status_object(status, before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         age = time.monotonic() - moment
+        self.publish(obj.name, after=max(1.0, COUNTS_EVERY - age))  # nobody calls for a count, or for the lag
         if after == before or (not urgent(before, after) and age < COUNTS_EVERY):
             return
         if age < 1.0:

@@ -75,6 +75,7 @@ class Services:
     on_room: Callable[[str], None] = lambda export: None  # there may be more room for volumes on it than before
     on_exceeded: Callable[[VolumeRecord, Usage], None] = lambda record, usage: None  # a volume went over its quota
     busy: Callable[[], bool] = lambda: False  # claims are waiting
+    shared: Callable[[str], str] = lambda export: ""  # why its capacity is not its own
     measure_every: float = 600.0  # seconds between two measurements of a volume
     worker_command: tuple[str, ...] = WORKER_COMMAND
     clock: Callable[[], float] = time.monotonic

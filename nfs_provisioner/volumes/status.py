@@ -42,7 +42,7 @@ class ExportStatus:
     promotion: str = ""
     capacity: int | None = None
     available: int | None = None
-    size: int | None = None  # of the active replica's file system, whatever spec.capacity says
+    used: int | None = None  # on the active replica's file system, by whomever
     reserved: int | None = None  # these three: None when the records were not read yet
     volumes: int | None = None
     archives: int | None = None
@@ -50,13 +50,7 @@ class ExportStatus:
     replicas: Sequence[ReplicaStatus] = ()
     standing: PairStanding | None = None  # how far the standby is; None while it does not follow
     handled: Mapping[str, str] | None = None
-
-    @property
-    def used(self) -> int | None:
-        """Bytes taken on the active replica's file system, by whomever."""
-        if self.size is None or self.available is None:
-            return None
-        return max(0, self.size - self.available)
+    shared: str = ""  # why its capacity is not its own; empty when it is
 
 
 def status_object(status: ExportStatus, before: Mapping[str, Any], now: str) -> JsonObject:
@@ -107,6 +101,10 @@ def _conditions(status: ExportStatus, before: Mapping[str, Any], now: str) -> li
         message = stopped or (f"deletions wait for confirmation on the standby: {named}" if waiting else "")
         state, reason = ("True", "Stopped" if stopped else "DeleteLimit") if message else ("False", "InSync")
         made.append(_condition("SyncStalled", state, reason, message, status.generation, before, now))
+    if status.shared:
+        made.append(
+            _condition("CapacityShared", "True", "SameFileSystem", status.shared, status.generation, before, now)
+        )
     return made
 
 

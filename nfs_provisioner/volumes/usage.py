@@ -1,7 +1,8 @@
 """What the volumes of one export take: the figures that were measured last, by PV, and what of them is on disk.
 
-Measures nothing and writes nothing; thread-safe. Invariant: a figure is never replaced by an older one, and it is
-forgotten only when no record names its volume any more.
+Measures nothing and writes nothing; thread-safe. Invariant: a figure is never replaced by an older one (of which one
+out of the future, by the clock as it is now, is the oldest), and it is forgotten only when no record names its volume
+any more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import State, VolumeRecord
@@ -28,14 +29,17 @@ class Figure:
 
     usage: Usage
     exceeded: bool = False  # counts as over its quota, which was told
+    requested: int = 0  # what it was compared with
 
 
 class Ledger:
     """The figures of one export. `catalog` says which volumes there are."""
 
-    def __init__(self, catalog: Catalog, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, catalog: Catalog, *, clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
         self._catalog = catalog
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self._lock = threading.Lock()
         self._figures: dict[str, Figure] = {}
         self._saved: dict[str, Figure] = {}
@@ -51,9 +55,9 @@ class Ledger:
 
     def exceeded(self, pv: str) -> bool:
         """Whether the volume counts as over its quota."""
+        record = self._catalog.get(pv)
         with self._lock:
-            figure = self._figures.get(pv)
-        return figure is not None and figure.exceeded
+            return _exceeds(self._figures.get(pv), record)
 
     def note(self, pv: str, usage: Usage) -> VolumeRecord | None:
         """A measurement. The record of a volume that went over its quota with it, which is to be told; else None."""
@@ -65,11 +69,11 @@ class Ledger:
                 self._early[pv] = usage
                 return None
             before = self._figures.get(pv)
-            if before is not None and before.usage.at > usage.at:
-                return None
-            was = before is not None and before.exceeded
+            if before is not None and usage.at < before.usage.at <= self._wall():
+                return None  # what was measured in the future was not, and holds up nothing
+            was = _exceeds(before, record)
             over = quota.applies(record) and quota.exceeded(usage.bytes, record.requested, was)
-            self._figures[pv] = Figure(usage, over)
+            self._figures[pv] = Figure(usage, over, record.requested)
             self._changed(pv, soon=over != was)
         return record if over and not was else None
 
@@ -90,15 +94,19 @@ class Ledger:
 
     def fill(self, read: Figures) -> list[VolumeRecord]:
         """What the active replica's file says; figures that are newer stay. Returns what is to be told, as `note`."""
-        loaded = {pv: Figure(Usage(size, inodes, at), exceeded) for pv, (size, inodes, at, exceeded) in read.items()}
+        loaded: dict[str, Figure] = {}
+        for pv, (size, inodes, at, exceeded) in read.items():
+            record = self._catalog.get(pv)
+            loaded[pv] = Figure(Usage(size, inodes, at), exceeded, record.requested if record is not None else 0)
+        now = self._wall()
         with self._lock:
             self._saved = loaded
             for pv, figure in loaded.items():
                 known = self._figures.get(pv)
                 if known is None:
                     self._figures[pv] = figure
-                elif known.usage.at < figure.usage.at:
-                    self._figures[pv] = Figure(figure.usage, known.exceeded)
+                elif known.usage.at < figure.usage.at <= now:
+                    self._figures[pv] = replace(known, usage=figure.usage)
             for pv in self._figures:
                 self._changed(pv)
             early, self._early = self._early or {}, None
@@ -132,7 +140,8 @@ class Ledger:
             self._wrote = self._clock()
             self._saved = dict(self._figures)
             figures = self._saved.items()
-        return {pv: (f.usage.bytes, f.usage.inodes, f.usage.at, f.exceeded) for pv, f in figures}
+        get = self._catalog.get
+        return {pv: (f.usage.bytes, f.usage.inodes, f.usage.at, _exceeds(f, get(pv))) for pv, f in figures}
 
     def not_written(self) -> None:
         """The write failed: it is due again as if something had changed now."""
@@ -154,6 +163,13 @@ class Ledger:
             return
         at = self._wrote + (SOON if soon else WRITE_EVERY)
         self._write_at = at if self._write_at is None else min(at, self._write_at)
+
+
+def _exceeds(figure: Figure | None, record: VolumeRecord | None) -> bool:
+    """Whether it counts as over what is requested now: of a claim that grew, nothing is left of what was before."""
+    if figure is None or record is None or not figure.exceeded:
+        return False
+    return quota.exceeded(figure.usage.bytes, record.requested, figure.requested == record.requested)
 
 
 def _alike(one: Figure | None, other: Figure | None) -> bool:

@@ -51,7 +51,7 @@ def first_passes(home: Path, rounds: int) -> list[Round]:
         fill(source / "tree", FILES, SIZE)
         for number in range(1, rounds + 1):
             with disk(home, 3 * GIB) as target:
-                rsync, durable = _rsync(source / "tree", target / "tree")
+                rsync, durable = rsync_pass(source / "tree", target / "tree")
             with disk(home, 3 * GIB) as target:
                 ours = _sync(source / "tree", target / "tree")
                 require_equal(source / "tree", target / "tree")
@@ -64,9 +64,9 @@ def unchanged_passes(home: Path, rounds: int) -> list[Round]:
     found = []
     with disk(home, 3 * GIB) as source, disk(home, 3 * GIB) as target:
         fill(source / "tree", FILES, SIZE)
-        _rsync(source / "tree", target / "tree")
+        rsync_pass(source / "tree", target / "tree")
         for number in range(1, rounds + 1):
-            rsync, durable = _rsync(source / "tree", target / "tree")
+            rsync, durable = rsync_pass(source / "tree", target / "tree")
             ours = _sync(source / "tree", target / "tree")
             _, inside = timed_pass(source / "tree", target / "tree")
             if inside.copied_files:
@@ -86,7 +86,7 @@ def delayed_passes(home: Path, rounds: int) -> list[Round]:
             "DELAY_NANOSECONDS": str(DELAY_MS * 1_000_000),
         }
         for number in range(1, rounds + 1):
-            rsync, durable = _rsync(both / "source", both / f"rsync-{number}", delay)
+            rsync, durable = rsync_pass(both / "source", both / f"rsync-{number}", delay)
             target = both / f"ours-{number}"
             ours, inside = timed_pass(both / "source", target, f"--threads={THREADS}", environment=delay)
             require_equal(both / "source", target)
@@ -100,13 +100,13 @@ def renamed_passes(home: Path, rounds: int) -> list[Round]:
     with disk(home, 2 * GIB) as source, disk(home, 4 * GIB) as theirs, disk(home, 4 * GIB) as target:
         fill(source / "tree", RENAMED_FILES, RENAMED_SIZE, per_directory=RENAMED_FILES)
         state = f"--state={home / 'renamed.state'}"
-        _rsync(source / "tree", theirs / "tree")
+        rsync_pass(source / "tree", theirs / "tree")
         timed_pass(source / "tree", target / "tree", state)
         name = source / "tree" / "d0000"
         for number in range(1, rounds + 1):
             name = name.rename(name.with_name(f"renamed-{number}"))
             settle(source)
-            rsync, durable = _rsync(source / "tree", theirs / "tree")
+            rsync, durable = rsync_pass(source / "tree", theirs / "tree")
             ours, inside = timed_pass(source / "tree", target / "tree", state)
             require_equal(source / "tree", target / "tree")
             found.append(_told("rename", number, rounds, Round(rsync, durable, ours, inside)))
@@ -131,7 +131,8 @@ def rsync_version() -> str:
     return "rsync " + found.stdout.split()[2]
 
 
-def _rsync(source: Path, target: Path, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+def rsync_pass(source: Path, target: Path, environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """Seconds until rsync ends, and until what it copied is durable."""
     target.mkdir(exist_ok=True)
     os.sync()  # of everything: images share one disk, and a sync of one waits for what another left
     began = time.perf_counter()

@@ -34,10 +34,12 @@ LINEAR = 1.3  # times as much as what is linear: still called that, of single me
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Seconds, of so many files: passes, `du`, our whole look, and our look after some files changed."""
+    """Seconds, of so many files: passes, `du`, our whole look, and our look after some files changed. `rsync`: a first
+    one of its, until it is durable, as ours is."""
 
     files: int
     first: float
+    rsync: float
     unchanged: float
     du: float
     whole: float
@@ -103,10 +105,14 @@ def _tree(home: Path, count: int) -> Tree:
         first, again = (copies.timed_pass(source, both / "target")[1] for _ in range(2))
         if (first.copied_files, again.copied_files) != (count, 0):
             raise BenchError(f"{first.copied_files}, then {again.copied_files} files were copied of {count}")
+        (both / "rsync").mkdir()
+        rsync = copies.rsync_pass(source, both / "rsync")[1]
         found = accounts.accounted(both / "active", ROUNDS)
     du, changed = (median(taken) for taken in zip(*((one.du, one.ours) for one in found.rounds), strict=True))
-    progress(f"{count:,} files: {first.seconds:.1f} s, again {again.seconds:.2f} s; all of usage {found.whole:.2f} s")
-    return Tree(count, first.seconds, again.seconds, du, found.whole, changed)
+    progress(
+        f"{count:,} files: {first.seconds:.1f} s, rsync {rsync:.1f} s; again {again.seconds:.2f} s; all of usage {found.whole:.2f} s"
+    )
+    return Tree(count, first.seconds, rsync, again.seconds, du, found.whole, changed)
 
 
 def _claims_panels(made: Sequence[embedded.Claims]) -> list[Panel]:
@@ -133,6 +139,7 @@ def _files_panels(trees: Sequence[Tree]) -> list[Panel]:
             "s",
             [
                 Line("first", x, [one.first for one in trees]),
+                Line("rsync", x, [one.rsync for one in trees]),
                 Line("nothing changed", x, [one.unchanged for one in trees]),
             ],
         ),
@@ -153,7 +160,7 @@ def _rows(what: str, panels: Sequence[Panel]) -> list[Row]:
     found = []
     for panel in panels:
         for line in panel.lines:
-            if line.name == "du":
+            if line.name in ("du", "rsync"):
                 continue
             growths = [
                 (ys / y) / (xs / x) for x, xs, y, ys in zip(line.x, line.x[1:], line.y, line.y[1:], strict=False)

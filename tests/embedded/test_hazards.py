@@ -10,6 +10,7 @@ import pytest
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import PV, PVC, STORAGE_CLASS, Conflict
+from nfs_provisioner.volumes import exports
 from tests.embedded.site import Site
 
 Json = dict[str, Any]
@@ -219,6 +220,21 @@ def test_h40_a_second_cluster_on_the_same_export_touches_nothing(site: Site) -> 
         assert not second.volumes()
     assert site.state(pv) is State.LIVE
     assert site.directories() == [site.directory_of(pv).name]
+
+
+def test_h56_an_archive_is_purged_when_all_clocks_say_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "HOUSEKEEPING", 0.1)
+    site.make_class("brief", archiveRetention="1s")
+    site.make_class("long", archiveRetention="1h")
+    with site.controller():
+        site.claim("brief", storage_class="brief")
+        site.claim("long", storage_class="long")
+        brief, long = site.bound("brief"), site.bound("long")
+        for name in ("brief", "long"):
+            site.delete_claim(name)
+        site.becomes(long, State.ARCHIVED)
+        site.becomes(brief, State.DELETED, None)
+        assert [path.name.startswith("archived-shop-long") for path in site.root.glob("archived-*")] == [True]
 
 
 def test_h58_a_pv_deleted_while_its_claim_lives_is_not_touched(site: Site) -> None:

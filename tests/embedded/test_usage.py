@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from nfs_provisioner.export.records import State
 from nfs_provisioner.export.usagefile import decode
+from nfs_provisioner.replication.measuring import REPLICA_COMMAND
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE
 from tests.embedded.site import MI, Controller, Site
 from tests.embedded.test_overview import http, metrics, status
@@ -105,6 +107,71 @@ def test_a_damaged_memory_costs_one_more_look(site: Site) -> None:
         wanted = du(site.directory_of(pv))
         site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured again")
     assert decode(file.read_bytes())[pv][:2] == wanted
+
+
+@pytest.mark.parametrize("at", [1e18, -1e18, 4e9])
+def test_a_memory_of_a_time_that_cannot_be_breaks_nothing_and_freezes_no_figure(site: Site, at: float) -> None:
+    site.claim("data")
+    with site.controller(measure_every=OFTEN) as controller:
+        pv = site.bound("data")
+        site.until(lambda: figures(controller, pv)[0] is not None or None, "it is not measured")
+    file = site.root / ".nfs-provisioner" / "usage.json"
+    file.write_text(json.dumps({"version": 1, "volumes": {pv: {"bytes": 4096, "inodes": 1, "at": at}}}))
+    with site.controller(measure_every=OFTEN) as controller:
+        fill(site.directory_of(pv), "file", MI)
+        wanted = du(site.directory_of(pv))
+        site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured again")
+        assert row(controller, pv)["usageTime"] <= datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def test_a_memory_that_can_be_neither_read_nor_written_keeps_nobody_from_measuring(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.claim("data")
+    with site.controller(measure_every=OFTEN) as controller:
+        pv = site.bound("data")
+        site.until(lambda: figures(controller, pv)[0] is not None or None, "it is not measured")
+    file = site.root / ".nfs-provisioner" / "usage.json"
+    file.unlink()
+    file.mkdir()
+    fill(site.directory_of(pv), "file", MI)
+    wanted = du(site.directory_of(pv))
+    with site.controller(measure_every=OFTEN) as controller:
+        site.until(lambda: figures(controller, pv) == wanted or None, "it is not measured")
+        site.until(lambda: "cannot be written down" in caplog.text or None, "nobody is told")
+    assert caplog.text.count("cannot be written down") == 1
+
+
+def test_a_directory_that_is_closed_to_the_controller_does_not_hide_the_volume(
+    site: Site, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a server that squashes root. What can be seen counts, for the quota, too."""
+    from nfs_provisioner.cli import main
+
+    site.make_class("soft", quota="soft")
+    site.claim("data", "1Mi", storage_class="soft")
+    mortal = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", *REPLICA_COMMAND)
+    with site.controller(measure_every=OFTEN, worker_command=mortal) as controller:
+        pv = site.bound("data")
+        private = site.directory_of(pv) / "private"
+        private.mkdir(0o700)
+        fill(private, "secret", 4 * MI)
+        os.chown(private, 12345, 12345)
+        fill(site.directory_of(pv), "open", 2 * MI)
+        site.until(lambda: row(controller, pv).get("incomplete") or None, "it does not say that there is more")
+        site.until(lambda: site.events("QuotaExceeded"), "nobody is told")
+        told = row(controller, pv)
+        assert 2 * MI <= told["used"] < 4 * MI and told["inodes"] == 3
+        assert "a directory is closed to the controller" in told["message"]
+        capsys.readouterr()
+        assert main(["volumes", "--url", f"http://127.0.0.1:{controller.daemon.web.port}"]) == 0
+        shown = capsys.readouterr().out
+        assert ">2" in shown and "closed to the controller" in shown
+        private.chmod(0o777)
+        full = du(site.directory_of(pv))
+        site.until(lambda: figures(controller, pv) == full or None, "it is still hidden")
+        assert row(controller, pv)["message"] == "" and row(controller, pv)["incomplete"] is False
+    assert caplog.text.count("closed to the controller") == 1
 
 
 def test_an_archive_is_told_with_its_size_and_what_is_restored_has_it_at_once(site: Site) -> None:

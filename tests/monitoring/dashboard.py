@@ -150,7 +150,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 ),
             ),
             "bytes",
-            about="What the alert NfsProvisionerExportFillingUp looks at.",
+            about="What the alert NfsProvisionerExportFillingUp looks at, beside the same of the last quarter of an hour.",
         ),
         Panel(
             "Promised",

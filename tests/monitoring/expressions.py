@@ -10,6 +10,7 @@ from dataclasses import dataclass
 TARGET_LABELS = frozenset({"job", "namespace", "pod", "container", "endpoint", "instance"})
 _WORDS = frozenset(
     {"sum", "max", "min", "count", "topk", "rate", "increase", "deriv", "predict_linear", "histogram_quantile"}
+    | {"last_over_time"}
     | {"clamp_min", "absent", "vector", "time", "by", "on", "and", "or", "unless", "offset"}
 )
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')

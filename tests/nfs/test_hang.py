@@ -34,9 +34,9 @@ def directory(tmp_path: Path) -> Iterator[HangingDirectory]:
 
 
 @contextlib.contextmanager
-def process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(*command: str, fds: tuple[int, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
     """A process that may hang: whatever happens, the test itself never waits for it without end."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=fds)
     try:
         yield child
     finally:
@@ -208,11 +208,16 @@ def test_stopping_ends_what_hangs(tmp_path: Path, killable: bool) -> None:
     (tmp_path / "backing").mkdir()
     directory = HangingDirectory(tmp_path / "backing", tmp_path / "mnt")
     directory.start()
-    directory.hang(killable=killable)
-    with process("mkdir", str(directory.path / "never")) as child:
-        directory.wait_for_hung_call()
-        directory.stop()
-        assert child.wait(10) == 1
+    # By descriptor: whoever else asks this mount for something, its child cannot come too late and work below it.
+    mounted = os.open(directory.path, os.O_PATH)
+    try:
+        directory.hang(killable=killable)
+        with process("mkdir", f"/proc/self/fd/{mounted}/never", fds=(mounted,)) as child:
+            directory.wait_for_hung_call()
+            directory.stop()
+            assert child.wait(10) == 1
+    finally:
+        os.close(mounted)
     assert not is_mounted(directory.path)
     assert list(directory.path.iterdir()) == []
     directory.start()

@@ -118,6 +118,13 @@ class Sides:
         return sorted((self.trash / above).glob(f"{name}*"))
 
 
+def fill(root: Path, names: tuple[str, ...] = ("a", "b", "d/c", "d/e/f")) -> None:
+    """A few files, each with its name in it."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"content of {name}")
+
+
 @dataclass(frozen=True)
 class Picture:
     """All there is to know of a tree: for each path what must be equal, and which paths are one file."""

@@ -9,7 +9,6 @@ import shutil
 import stat
 import struct
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -19,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RetryLater
 from tests.plugins.packages import require_root
 from tests.plugins.passes import SECOND, Cut, Sides, Steps, digests, exchange, no_margin
+from tests.property.tenant import Tenant, is_directory
 
 NAMES = st.sampled_from(
     (
@@ -51,11 +51,7 @@ ACL = struct.pack("<I", 2) + b"".join(
 )  # fmt: skip
 
 
-def is_directory(path: Path) -> bool:
-    return os.path.lexists(path) and stat.S_ISDIR(path.lstat().st_mode)
-
-
-class Histories(RuleBasedStateMachine):
+class Histories(Tenant, RuleBasedStateMachine):
     """The rules are what tenants do, and passes; the end is a quiet pass, judged by rsync."""
 
     def __init__(self) -> None:
@@ -63,6 +59,7 @@ class Histories(RuleBasedStateMachine):
         require_root("files of other owners")
         self.home = Path(tempfile.mkdtemp(prefix="histories-"))
         self.sides = Sides(self.home)
+        self.source = self.sides.source
         self.closing = contextlib.ExitStack()
         self.steps = self.closing.enter_context(Steps().counted())
         self.clean: set[bytes] = set()
@@ -74,33 +71,7 @@ class Histories(RuleBasedStateMachine):
         if trusting:
             self.closing.enter_context(no_margin())
         for path in ("d1/d2", "d3"):
-            (self.sides.source / path).mkdir(parents=True)
-
-    # What there is
-
-    def paths(self, wanted: Callable[[Path], bool]) -> list[Path]:
-        found = []
-        for place, directories, files in os.walk(self.sides.source):
-            found += [path for name in (*directories, *files) if wanted(path := Path(place, name))]
-        return sorted(found)
-
-    def directory(self, pick: int) -> Path:
-        found = [self.sides.source, *self.paths(is_directory)]
-        return found[pick % len(found)]
-
-    def any_of(self, pick: int, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
-        found = self.paths(wanted)
-        return found[pick % len(found)] if found else None
-
-    def file(self, pick: int) -> Path | None:
-        return self.any_of(pick, lambda path: stat.S_ISREG(path.lstat().st_mode))
-
-    @staticmethod
-    def remove(path: Path) -> None:
-        if is_directory(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            path.unlink()
+            (self.source / path).mkdir(parents=True)
 
     # What tenants do
 
@@ -118,8 +89,8 @@ class Histories(RuleBasedStateMachine):
         path = self.directory(pick) / name
         if is_directory(path):
             return
-        (self.sides.source / "saving").write_bytes(content)
-        (self.sides.source / "saving").rename(path)
+        (self.source / "saving").write_bytes(content)
+        (self.source / "saving").rename(path)
 
     @rule(pick=PICKS, size=st.sampled_from((0, 1, 4096, 300_000)))
     def truncate(self, pick: int, size: int) -> None:
@@ -243,7 +214,7 @@ class Histories(RuleBasedStateMachine):
                 shutil.rmtree(path)
                 path.write_bytes(b"was a directory")
                 return
-            away = self.sides.source / "moved away"
+            away = self.source / "moved away"
             self.remove(away)
             if path.exists() and path not in away.parents and path != away:
                 path.rename(away)
@@ -264,7 +235,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(pick=PICKS)
     def run_of_some_directories(self, pick: int) -> None:
-        only = {str(path.relative_to(self.sides.source)) for path in (self.directory(pick), self.directory(pick + 1))}
+        only = {str(path.relative_to(self.source)) for path in (self.directory(pick), self.directory(pick + 1))}
         self.sides.run(threads=self.threads, only=frozenset({"" if path == "." else path for path in only}))
         self.nothing_is_lost()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from nfs_provisioner.replication.usage import DirectoryUsage, UsageIndex, measur
 from nfs_provisioner.replication.watcher import Watcher
 from tests.plugins.du import du
 from tests.plugins.passes import Sides, exchange
+from tests.property.tenant import Tenant, is_directory
 
 NAMES = st.sampled_from(("a", "b", "c", "new\nline", os.fsdecode(b"\xff not utf-8"), "l" * 255))
 PICKS = st.integers(0, 1000)
@@ -28,7 +28,7 @@ def nothing() -> None:
     """Nobody stops it."""
 
 
-class Histories(RuleBasedStateMachine):
+class Histories(Tenant, RuleBasedStateMachine):
     """The rules are what tenants do; two indexes follow, one by looks and one by passes."""
 
     def __init__(self) -> None:
@@ -51,32 +51,6 @@ class Histories(RuleBasedStateMachine):
             yield fd
         finally:
             os.close(fd)
-
-    # What there is
-
-    def paths(self, wanted: Callable[[Path], bool]) -> list[Path]:
-        found = []
-        for place, directories, files in os.walk(self.source):
-            found += [path for name in (*directories, *files) if wanted(path := Path(place, name))]
-        return sorted(found)
-
-    def directory(self, pick: int) -> Path:
-        found = [self.source, *self.paths(is_directory)]
-        return found[pick % len(found)]
-
-    def any_of(self, pick: int, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
-        found = self.paths(wanted)
-        return found[pick % len(found)] if found else None
-
-    def file(self, pick: int) -> Path | None:
-        return self.any_of(pick, lambda path: stat.S_ISREG(path.lstat().st_mode))
-
-    @staticmethod
-    def remove(path: Path) -> None:
-        if is_directory(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            path.unlink()
 
     # What tenants do
 
@@ -198,10 +172,6 @@ class Histories(RuleBasedStateMachine):
         finally:
             self.watcher.close()
             shutil.rmtree(self.home)
-
-
-def is_directory(path: Path) -> bool:
-    return os.path.lexists(path) and stat.S_ISDIR(path.lstat().st_mode)
 
 
 def is_file(path: Path) -> bool:

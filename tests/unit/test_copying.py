@@ -42,6 +42,7 @@ def test_sync_makes_equal_and_verify_says_so(sides: tuple[Path, Path], capsys: p
     assert run("sync", "-o", "json", *sides) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["clean"], found["counts"]["copied_files"], found["counts"]["files"]) == (True, 0, 1)
+    assert "sub" not in str(found), "a summary has nothing of each directory"
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(

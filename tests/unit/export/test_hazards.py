@@ -669,6 +669,31 @@ def test_h14_trash_is_kept_until_its_record_says_deleted(world: World) -> None:
     assert os.listdir(store.trash) == []
 
 
+@pytest.mark.parametrize(("kept", "since"), [(60.0, "2126-05-01T00:00:00Z"), (None, "2026-05-01T00:00:00Z")])
+def test_h56_an_archive_made_while_one_clock_is_behind_is_dated_by_the_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, kept: float | None, since: str
+) -> None:
+    """It would count as old at once. (Of one that is kept for ever nobody asks the server.)"""
+    store = world.start()
+    world.make(store, "pv", "app", policy=Policy(archive_retention=kept))
+    store.now = lambda: "2026-05-01T00:00:00Z"
+    monkeypatch.setattr(store, "server_time", lambda: 4_933_267_200.9)
+    archive = moves.give_up(store, "pv", "archive", claim_uid=None, states=ALIVE)
+    assert (archive.state, archive.since) == (State.ARCHIVED, since)
+    assert store.read("pv") == archive
+
+
+@pytest.mark.parametrize("server", [0.0, 1e18])
+def test_h56_a_servers_clock_that_is_far_off_does_not_keep_a_volume_from_being_archived(
+    world: World, monkeypatch: pytest.MonkeyPatch, server: float
+) -> None:
+    store = world.start()
+    world.make(store, "pv", "app", policy=Policy(archive_retention=60.0))
+    monkeypatch.setattr(store, "server_time", lambda: server)
+    before = store.now()
+    assert moves.give_up(store, "pv", "archive", claim_uid=None, states=ALIVE).since >= before
+
+
 # -- who may act ------------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,11 @@ DAMAGED = [
             (1, GOOD | {"at": "now"}),
             (1, GOOD | {"at": float("nan")}),
             (1, GOOD | {"exceeded": 1}),
+            (1, GOOD | {"at": 1e18}),  # no calendar has it
+            (1, GOOD | {"at": 10**400}),
+            (1, GOOD | {"at": -1.0}),
+            (1, GOOD | {"bytes": 2**63}),  # no file system has it
+            (1, GOOD | {"inodes": 10**400}),
         ]
     ),
 ]
@@ -105,6 +110,12 @@ def test_a_replica_remembers_and_a_damaged_memory_is_none(
     assert read() == {}
     write({})
     assert read() == {} and file.is_file()
+
+
+def test_a_memory_that_is_a_directory_is_none(worker: Worker, file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file.mkdir()
+    assert worker.operations["read_usage"]() == {}
+    assert "usage.json cannot be read" in capfd.readouterr().err
 
 
 def test_h16_nothing_is_written_without_the_lease(worker: Worker, file: Path, lease: LeaseEnd) -> None:

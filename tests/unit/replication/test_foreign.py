@@ -5,23 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from nfs_provisioner.replication.foreign import Foreign
-from tests.plugins.passes import SECOND, Picture, Sides
-
-
-@pytest.fixture
-def sides(tmp_path: Path) -> Sides:
-    return Sides(tmp_path)
-
-
-def fill(root: Path, names: tuple[str, ...] = ("a", "b", "d/c", "d/e/f")) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"content of {name}")
+from tests.plugins.passes import SECOND, Picture, Sides, fill
 
 
 def wrote_now(sides: Sides) -> int:

@@ -15,11 +15,6 @@ from tests.plugins.loopfs import MIB, FileSystemType, LoopFileSystem
 from tests.plugins.passes import SECOND, Picture, Sides, exchange
 
 
-@pytest.fixture
-def sides(tmp_path: Path) -> Sides:
-    return Sides(tmp_path)
-
-
 def write(path: Path, text: str, *, linked: bool = False) -> None:
     """With the mtime that all of them have."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,18 +26,7 @@ from nfs_provisioner.replication.passes import Result
 from tests.plugins.hang import HangingDirectory
 from tests.plugins.loopfs import MIB, LoopFileSystem
 from tests.plugins.packages import find, require, require_root
-from tests.plugins.passes import SECOND, Picture, Sides, Steps, digests, during_copy, exchange, no_margin
-
-
-@pytest.fixture
-def sides(tmp_path: Path) -> Sides:
-    return Sides(tmp_path)
-
-
-def fill(root: Path, names: tuple[str, ...] = ("a", "b", "d/c", "d/e/f")) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"content of {name}")
+from tests.plugins.passes import SECOND, Picture, Sides, Steps, digests, during_copy, exchange, fill, no_margin
 
 
 def nothing_done(result: Result) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
+import mmap
 import os
 import shutil
 import subprocess
@@ -20,7 +23,7 @@ from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd
 from nfs_provisioner.replication import measuring
 from nfs_provisioner.replication.indexes import Indexes
-from nfs_provisioner.replication.measuring import MeasuringWorker
+from nfs_provisioner.replication.measuring import WHOLE_EVERY, MeasuringWorker
 from nfs_provisioner.replication.usage import DirectoryUsage, UsageIndex, measure
 from tests.plugins.du import du
 from tests.plugins.packages import require_root
@@ -253,6 +256,39 @@ def test_a_pass_tells_what_the_active_side_takes(tmp_path: Path) -> None:
 # A replica's child
 
 
+@contextlib.contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    """This thread acts on files as somebody else, as root does on a server that squashes it."""
+    libc = ctypes.CDLL(None)
+    libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+
+
+def test_what_permissions_hide_does_not_hide_the_rest(tmp_path: Path) -> None:
+    require_root("giving directories to other owners")
+    place = tmp_path / "tree"
+    for name in ("open", "closed/deep", "listed/deep"):
+        (place / name).mkdir(parents=True)
+        fill(place / name / "file", 50_000)
+    (place / "closed").chmod(0o700)
+    (place / "listed").chmod(0o744)
+    whole = du(place)
+    fd, index = os.open(place, os.O_RDONLY | os.O_DIRECTORY), UsageIndex()
+    with as_user(12345):
+        index.replace(measure(fd, None, lambda: None, lambda: None))
+        seen = index.unreadable, index.inodes, index.bytes
+        index.change(measure(fd, ["closed/deep", "open"], lambda: None, lambda: None, known=index))
+        assert (index.unreadable, index.inodes, index.bytes) == seen
+    os.close(fd)
+    visible = sum(path.lstat().st_blocks * 512 for path in (place, place / "closed", place / "listed"))
+    assert seen == (2, 5, visible + du(place / "open")[0])
+    index.change(look(place, "closed", "listed", known=index))
+    assert (index.unreadable, index.bytes, index.inodes) == (0, *whole)
+
+
 class Ground:
     """One replica with the live volume `pv`, and its child."""
 
@@ -260,7 +296,9 @@ class Ground:
         root.mkdir()
         self.lease = LeaseEnd()
         self.lease.set(math.inf)
-        self.worker = MeasuringWorker(str(root), self.lease, watches=watches)
+        self.later = 0.0
+        clock = lambda: time.monotonic() + self.later  # noqa: E731
+        self.worker = MeasuringWorker(str(root), self.lease, watches=watches, clock=clock)
         self.worker.attach(identity(), self.worker.inspect().identity, "term")
         self.worker.load()
         self.worker.operations["provision"]([volume("pv", "pv")])
@@ -314,6 +352,44 @@ def test_a_watched_volume_is_looked_at_where_it_changed(tmp_path: Path, monkeypa
     assert made.usage() == du(made.place)
     assert made.usage() == du(made.place)
     assert looks == [None, frozenset({"in"}), frozenset()]
+
+
+def test_h57_a_store_through_mmap_is_counted_by_the_next_whole_look(ground: Ground) -> None:
+    """It makes no event, and moves no time stamp before it is written back."""
+    with (ground.place / "in/mapped").open("w+b") as file:
+        file.truncate(1 << 20)
+        before = ground.usage()
+        assert before == du(ground.place)
+        with mmap.mmap(file.fileno(), 1 << 20) as mapped:
+            mapped[:] = os.urandom(1 << 20)
+            mapped.flush()
+    assert du(ground.place) != before, "the file system has given it no blocks"
+    ground.usage()
+    ground.later = WHOLE_EVERY + 60
+    assert ground.usage() == du(ground.place)
+    fill(ground.place / "in/more")
+    assert ground.usage() == du(ground.place), "its changes are lost"
+
+
+def test_a_tree_that_takes_long_to_look_at_is_looked_at_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_root("giving directories to other owners")
+    made, looks = Ground(tmp_path / "export"), list[object]()
+
+    def slow(root: int, only: object, *arguments: Any, **named: Any) -> Looked:
+        looks.append(only)
+        if only is None:
+            made.later += WHOLE_EVERY
+        return measure(root, only, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measuring, "measure", slow)
+    made.usage()
+    made.later += WHOLE_EVERY * 99
+    made.usage()
+    made.later += 2 * WHOLE_EVERY
+    made.usage()
+    assert looks == [None, frozenset(), None]
 
 
 def test_what_the_caller_says_changed_is_enough(tmp_path: Path) -> None:

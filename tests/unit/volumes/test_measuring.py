@@ -232,11 +232,40 @@ def test_a_walk_is_asked_for_until_it_is_done_and_one_that_fails_holds_up_nobody
     found = Usage(4096, 2, time.time())
     export.walks["bad"] = [RefusedForSafety("another directory")] * 1000
     export.walks["good"] = [None, None, *[found] * 1000]
-    with measuring(export):
+    with measuring(export) as made:
         eventually(lambda: export.usage.get("good") == found, "it is not measured")
         eventually(lambda: len(export.walks["bad"]) < 999, "the other is not tried again")
-    assert export.file == {"good": (4096, 2, found.at, False)}
-    assert "bad cannot be measured: another directory" in caplog.text
+        assert made.trouble("bad") == "what it takes cannot be measured: another directory"
+        export.walks["bad"] = [found] * 1000
+        eventually(lambda: made.trouble("bad") == "", "the trouble is over, and still told")
+        assert made.trouble("good") == ""
+    assert isinstance(export.file, dict) and export.file["good"] == (4096, 2, found.at, False)
+    assert caplog.text.count("bad: what it takes cannot be measured: another directory") == 1
+
+
+def test_what_cannot_be_read_time_and_again_is_told_once_and_one_failure_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    export = Scripted(live("bad"), live("late"))
+    export.walks["bad"] = [RetryLater("Input/output error")] * 1000
+    export.walks["late"] = [RetryLater("it hangs"), *[Usage(1, 1, time.time())] * 1000]
+    with measuring(export) as made:
+        eventually(lambda: len(export.walks["bad"]) < 997, "it is not tried again")
+        eventually(lambda: len(export.walks["late"]) < 999, "it is not tried again")
+        assert "Input/output error" in made.trouble("bad") and made.trouble("late") == ""
+        export.catalog.drop("bad")
+        eventually(lambda: made.trouble("bad") == "", "it is told of a volume that is gone")
+    assert caplog.text.count("Input/output error") == 1 and "hangs" not in caplog.text
+
+
+@pytest.mark.parametrize(("count", "says"), [(1, "a directory is closed"), (3, "3 directories are closed")])
+def test_a_figure_that_is_too_small_is_told_with_why(caplog: pytest.LogCaptureFixture, count: int, says: str) -> None:
+    export = Scripted(live())
+    export.walks["pv"] = [Usage(1, 1, time.time(), count)] * 1000
+    with measuring(export) as made:
+        eventually(lambda: len(export.walks["pv"]) < 998, "it is not measured")
+        assert says in made.trouble("pv")
+    assert caplog.text.count(says) == 1
 
 
 def test_nothing_is_written_before_the_file_was_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from nfs_provisioner.kube.api import NFS_EXPORT, Api
 from nfs_provisioner.kube.reflector import Reflector
+from nfs_provisioner.volumes import registry
 from nfs_provisioner.volumes.objects import EXPORT_FINALIZER
 from nfs_provisioner.volumes.registry import ExportObject, Registry, export_from
 from nfs_provisioner.volumes.replicas import Replicas
@@ -118,6 +120,20 @@ def test_a_leader_change_does_not_show_a_pair_as_degraded(cluster: Cluster) -> N
     assert cluster.phases["web"][-1:] == ["Ready"] and "Degraded" not in cluster.phases["web"]
 
 
+def test_a_count_that_nobody_called_for_is_told_at_the_next_write(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when passes go on for hours and nothing else happens: the lag that kubectl shows would grow all the time."""
+    monkeypatch.setattr(registry, "COUNTS_EVERY", 1.0)
+    cluster.make("web", "web")
+    cluster.is_in("web", "Ready")
+    export = cluster.registry.get("web")
+    assert export is not None
+    known = export.status
+    monkeypatch.setattr(export, "status", lambda: dataclasses.replace(known(), unmanaged=7))
+    eventually(lambda: cluster.status("web").get("unmanaged") == 7, "the count stays as it was", 6.0)
+
+
 def test_the_younger_of_two_exports_in_one_directory_is_refused_until_the_older_goes(cluster: Cluster) -> None:
     cluster.make("first", "one")
     cluster.make("second", "one/inside")
@@ -160,7 +176,7 @@ def test_a_new_leader_attaches_the_older_whatever_it_hears_of_first(
             "spec": watched.raw["spec"],
         }
     )
-    registry = Registry(
+    other = Registry(
         cluster.api,
         cluster.ground.services(),
         mount_root=str(cluster.ground.root),
@@ -169,12 +185,12 @@ def test_a_new_leader_attaches_the_older_whatever_it_hears_of_first(
     )
     begun: list[str] = []
     monkeypatch.setattr(Replicas, "begin", lambda _self, spec: begun.append(spec.name))
-    registry.start([younger, watched])
+    other.start([younger, watched])
     try:
-        found = registry.get("a-younger")
+        found = other.get("a-younger")
         assert found is not None and "b-older" in found.refused and not found.attachments()
-        older = registry.get("b-older")
+        older = other.get("b-older")
         assert older is not None and not older.refused
         assert begun == ["b-older"]
     finally:
-        registry.stop()
+        other.stop()

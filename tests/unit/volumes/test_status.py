@@ -23,8 +23,8 @@ READY = ExportStatus(
     epoch=2,
     promotion="p",
     capacity=100 * MI,
-    size=100 * MI,
     available=60 * MI + 1,
+    used=39 * MI + 5,
     reserved=10 * MI,
     volumes=3,
     archives=1,
@@ -125,11 +125,15 @@ def test_sizes_are_rounded_down_to_whole_mebibytes(size: int) -> None:
     assert shown % MI == 0 or size < MI
 
 
-@given(st.integers(0, 1 << 50), st.integers(0, 1 << 50))
-def test_used_is_of_the_file_system_and_never_negative(size: int, available: int) -> None:
-    """Whatever spec.capacity promises, what is used is what the file system has given away."""
-    used = replace(READY, capacity=1, size=size, available=available).used
-    assert used is not None and used >= 0
+def test_that_its_space_is_promised_twice_is_a_condition_that_goes_with_its_cause() -> None:
+    shared = replace(READY, shared="also used by NFSExport mail")
+    before = written(READY)
+    made = written(shared, before, "T2")
+    (condition,) = (c for c in made["conditions"] if c["type"] == "CapacityShared")
+    assert (condition["status"], condition["message"]) == ("True", "also used by NFSExport mail")
+    assert condition["lastTransitionTime"] == "T2"
+    assert urgent(before, made) and made["phase"] == "Ready"
+    assert written(READY, made, "T3") == before
 
 
 def test_how_far_the_standby_is_stands_beside_it_and_may_wait_for_the_next_write() -> None:

@@ -15,6 +15,9 @@ from tests.unit.export.world import volume
 MI = 1 << 20
 
 
+WALL = 1_800_000_000.0
+
+
 class Clock:
     """A clock that stands until it is set."""
 
@@ -60,6 +63,32 @@ def test_the_newest_figure_counts_and_an_older_one_never_replaces_it(catalog: Ca
     ledger.note("pv", usage(2, at=200))
     ledger.note("pv", usage(3, at=150))
     assert ledger.get("pv") == usage(2, at=200)
+
+
+def test_h56_a_figure_out_of_the_future_holds_up_no_later_one(catalog: Catalog, clock: Clock) -> None:
+    """A clock that was ahead for a while, or a new leader on a machine behind the one before."""
+    catalog.put(soft("pv"))
+    wall = WALL + 86_400
+    ledger = Ledger(catalog, clock=clock, wall=lambda: wall)
+    ledger.fill({})
+    ledger.note("pv", usage(1, at=wall))
+    wall = WALL
+    assert ledger.note("pv", usage(11 * MI, at=WALL)) is not None, "nobody is told"
+    assert ledger.get("pv") == usage(11 * MI, at=WALL)
+    ledger.note("pv", usage(3, at=WALL - 1))
+    assert ledger.get("pv") == usage(11 * MI, at=WALL), "an older one replaced it"
+
+
+def test_h56_nor_does_one_that_was_written_down(catalog: Catalog, clock: Clock) -> None:
+    for pv in ("pv", "known"):
+        catalog.put(live(pv))
+    ledger = Ledger(catalog, clock=clock, wall=lambda: WALL)
+    ledger.fill({})
+    ledger.note("known", usage(2, at=WALL))
+    ledger.fill(dict.fromkeys(("pv", "known"), (1, 1, WALL + 86_400, False)))
+    assert ledger.get("known") == usage(2, at=WALL)
+    ledger.note("pv", usage(2, at=WALL))
+    assert ledger.get("pv") == usage(2, at=WALL)
 
 
 def test_what_no_record_names_is_not_kept(catalog: Catalog, ledger: Ledger) -> None:
@@ -182,6 +211,31 @@ def test_a_quota_is_told_once_a_crossing_and_a_restart_does_not_tell_it_again(
     assert again.get("pv") == usage(12 * MI, at=20) and again.exceeded("pv")
     assert again.note("pv", usage(9 * MI, at=21)) is None and not again.exceeded("pv")
     assert again.note("pv", usage(11 * MI, at=22)) is record
+
+
+def test_going_over_what_was_grown_to_is_news_again(catalog: Catalog, ledger: Ledger) -> None:
+    """That it is still near the new size says nothing of the old one."""
+    record = soft("pv")
+    catalog.put(record)
+    assert ledger.note("pv", usage(20 * MI, at=1)) is record
+    catalog.put(replace(record, requested=15 * MI))
+    assert ledger.exceeded("pv"), "it still is"
+    assert ledger.note("pv", usage(20 * MI, at=2)) is None, "it was told already"
+    grown = replace(record, requested=21 * MI)
+    catalog.put(grown)
+    assert not ledger.exceeded("pv"), "it waits for the next look"
+    assert ledger.begin_write()["pv"][3] is False
+    assert ledger.note("pv", usage(20 * MI, at=3)) is None and not ledger.exceeded("pv")
+    assert ledger.note("pv", usage(22 * MI, at=4)) is grown
+    assert ledger.note("pv", usage(20 * MI, at=5)) is None and ledger.exceeded("pv"), "there is no hysteresis any more"
+    assert ledger.note("pv", usage(22 * MI, at=6)) is None
+
+
+def test_nor_does_a_growth_between_two_looks_hide_a_crossing(catalog: Catalog, ledger: Ledger) -> None:
+    catalog.put(soft("pv"))
+    assert ledger.note("pv", usage(11 * MI, at=1)) is not None
+    catalog.put(replace(soft("pv"), requested=12 * MI))
+    assert ledger.note("pv", usage(13 * MI, at=2)) is not None
 
 
 def test_a_crossing_that_was_seen_before_the_file_was_read_is_told_then(catalog: Catalog, clock: Clock) -> None:

@@ -1,0 +1,113 @@
+"""What an export says of the file system below it: the figures of `df`, and who else was promised the same space."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nfs_provisioner.config import parse_quantity
+from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.kube.api import NFS_EXPORT
+from tests.embedded.site import MI, Controller, Site
+from tests.embedded.test_overview import metrics, status
+from tests.plugins.loopfs import LoopFileSystem
+from tests.unit.test_tables import shown
+
+Json = dict[str, Any]
+SOON = 8.0  # seconds: less than what the first of two would wait that is not told when the other is ready
+
+
+def df(path: Path) -> tuple[int, int, str]:
+    """Used and available bytes, and how full it is, as everybody's tool says it."""
+    said = subprocess.run(
+        ("df", "-B1", "--output=used,avail,pcent", str(path)), capture_output=True, text=True, check=True
+    ).stdout
+    used, available, percent = said.splitlines()[1].split()
+    return int(used), int(available), percent
+
+
+def test_blocks_that_only_root_may_use_are_not_counted_as_used(embedded_api: EmbeddedApiServer, tmp_path: Path) -> None:
+    """ext4 keeps 5 % for root by itself; a fifth here. `df` is what people compare with."""
+    site = Site(embedded_api, tmp_path)
+    with LoopFileSystem(tmp_path / "disk", 64 * MI, mountpoint=site.root, options=("-m", "20")) as disk:
+        (site.root / "lost+found").rmdir()
+        site.make_export()
+        site.make_class()
+        site.claim("data")
+        with site.controller() as controller:
+            pv = site.bound("data")
+            with open(site.directory_of(pv) / "file", "wb") as file:
+                file.write(os.urandom(20 * MI))
+                os.fsync(file.fileno())
+
+            def settled() -> tuple[Json, tuple[int, int, str]] | None:
+                said = df(disk.path)
+                export = status(controller)["exports"][0]
+                return (export, said) if (export["used"], export["available"]) == said[:2] else None
+
+            export, (used, available, percent) = site.until(settled, "used and available are not what df says")
+            assert used < 30 * MI, "df does not count what is kept for root"
+            samples = metrics(controller)
+            assert samples['nfs_provisioner_export_used_bytes{export="web"}'] == used
+            assert samples['nfs_provisioner_export_available_bytes{export="web"}'] == available
+            # df rounds up, the bar to the nearest.
+            bar = shown(**{key: export[key] for key in ("used", "available")}).split("FULL")[1]
+            assert any(f"{int(percent[:-1]) - less}%" in bar for less in (0, 1)), (bar, percent)
+
+
+# -- two exports on one file system -----------------------------------------------------------------------------------
+
+
+def told(site: Site, name: str) -> str | None:
+    """The condition's message, as it is in the API."""
+    conditions = site.export_status(name).get("conditions", [])
+    return next((c["message"] for c in conditions if c["type"] == "CapacityShared" and c["status"] == "True"), None)
+
+
+def alone(site: Site, name: str) -> bool:
+    return told(site, name) is None
+
+
+def message(controller: Controller, name: str) -> str:
+    said: str = next(export["message"] for export in status(controller)["exports"] if export["name"] == name)
+    return said
+
+
+def set_capacity(site: Site, name: str, capacity: str | None) -> None:
+    site.api.patch(NFS_EXPORT, name, {"spec": {"capacity": capacity}})
+
+
+def test_two_exports_that_promise_the_same_file_system_are_told_of_each_other(site: Site) -> None:
+    set_capacity(site, "web", None)
+    site.make_export("mail")
+    set_capacity(site, "mail", None)
+    with site.controller() as controller:
+        for name, other in (("web", "mail"), ("mail", "web")):
+            said = site.until(partial(told, site, name), f"{name} is told nothing", SOON)
+            assert f"NFSExport {other}" in said and "set spec.capacity" in said
+            assert said in message(controller, name), "`status` has it, too"
+            assert site.export_status(name)["phase"] == "Ready", "it works; it only promises too much"
+            assert parse_quantity(site.export_status(name)["capacity"]) > 0
+        for name in ("web", "mail"):
+            set_capacity(site, name, "1Gi")
+        for name in ("web", "mail"):
+            site.until(partial(alone, site, name), f"{name} is told what is not so any more")
+            assert message(controller, name) == ""
+
+
+def test_the_replicas_of_one_export_may_lie_on_one_file_system(site: Site) -> None:
+    (site.mount_root / "pair" / "b").mkdir(parents=True)
+    replicas = [
+        {"name": name, "server": f"192.0.2.{n}", "path": "/srv/nfs", "mountPath": str(site.mount_root / "pair" / name)}
+        for n, name in enumerate("ab", start=1)
+    ]
+    set_capacity(site, "web", None)
+    site.api.delete(NFS_EXPORT, "web")
+    site.make_export("pair", replicas=replicas)
+    set_capacity(site, "pair", None)
+    with site.controller() as controller:
+        site.export_ready("pair")
+        assert told(site, "pair") is None and message(controller, "pair") == ""
