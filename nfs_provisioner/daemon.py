@@ -33,7 +33,7 @@ from nfs_provisioner.kube.lease import LeaseElector
 from nfs_provisioner.kube.reflector import Reflector
 from nfs_provisioner.kube.workers import Workers
 from nfs_provisioner.kube.workqueue import WorkQueue
-from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.metrics import Metrics, Snapshot
 from nfs_provisioner.overview import overview, snapshot
 from nfs_provisioner.process import configure_logging, follow_config, own_namespace
 from nfs_provisioner.replication.driver import Around, Driver
@@ -46,6 +46,7 @@ from nfs_provisioner.volumes.objects import Claim, Volume
 from nfs_provisioner.volumes.reconciler import DECIDE, Reconciler
 from nfs_provisioner.volumes.registry import ExportObject, Registry, export_from
 from nfs_provisioner.volumes.services import Services
+from nfs_provisioner.volumes.status import ExportStatus
 from nfs_provisioner.web import WebServer
 
 log = logging.getLogger(__name__)
@@ -105,9 +106,7 @@ class Daemon:
             ready=self.unready,
             status=self.status,
         )
-        self.metrics.provide(
-            lambda: snapshot(self._exports(), leading=self.leading, depth=sum(self.queue.depth().values()))
-        )
+        self.metrics.provide(self._snapshot)
 
     # -- life -------------------------------------------------------------------------------------------------------
 
@@ -148,7 +147,7 @@ class Daemon:
         self._end.set()
         self.queue.shutdown(timeout=5.0)
         with self._exports_lock:  # what the watch brings from here on starts nothing any more
-            exports = self._exports()
+            exports, _ = self._exports()
         for export in exports:
             export.measuring.stop()  # what was measured is written while there are children to do it
         end = time.monotonic() + LAST_WRITE
@@ -376,11 +375,16 @@ class Daemon:
         """What /api/status answers: everything from the leader, its name from the others."""
         if not self.leading:
             return 503, {"error": "this controller does not lead", "leader": self.elector.holder or ""}
+        exports, others = self._exports()
         leader, provisioner = self.identity, self.config.provisioner
-        return 200, overview(self._exports(), self.caches.volumes.get, leader=leader, provisioner=provisioner)
+        return 200, overview(exports, self.caches.volumes.get, leader=leader, provisioner=provisioner, others=others)
 
-    def _exports(self) -> list[Export]:
-        return self.registry.all() if self.registry is not None else []
+    def _snapshot(self) -> Snapshot:
+        exports, others = self._exports()
+        return snapshot(exports, leading=self.leading, depth=sum(self.queue.depth().values()), others=others)
+
+    def _exports(self) -> tuple[list[Export], dict[str, ExportStatus]]:
+        return ([], {}) if self.registry is None else (self.registry.all(), self.registry.not_understood())
 
     def _observe_api(self, verb: str, resource: str, code: str, seconds: float) -> None:
         self.metrics.api_requests_total.labels(verb, resource, code).inc()

@@ -58,9 +58,9 @@ class ExportSample:
 
     name: str
     replicas: Sequence[ReplicaSample] = ()
-    volumes: int = 0
-    archives: int = 0
-    reserved: int = 0
+    volumes: int | None = None
+    archives: int | None = None
+    reserved: int | None = None
     capacity: int | None = None
     used: int | None = None
     available: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nfs_provisioner import __version__
@@ -12,21 +12,30 @@ from nfs_provisioner.metrics import ExportSample, ReplicaSample, Snapshot, Volum
 from nfs_provisioner.volumes import quota
 from nfs_provisioner.volumes.exports import Export
 from nfs_provisioner.volumes.objects import Volume
-from nfs_provisioner.volumes.status import rfc3339
+from nfs_provisioner.volumes.status import ExportStatus, rfc3339
 
 JsonObject = dict[str, Any]
+_NONE: Mapping[str, ExportStatus] = {}
 
 
 def overview(
-    exports: list[Export], volume: Callable[[str], Volume | None], *, leader: str, provisioner: str
+    exports: list[Export],
+    volume: Callable[[str], Volume | None],
+    *,
+    leader: str,
+    provisioner: str,
+    others: Mapping[str, ExportStatus] = _NONE,
 ) -> JsonObject:
-    """Exports, volumes and archives, sizes in bytes. Unknown figures are null."""
+    """Exports, volumes and archives, sizes in bytes. Unknown figures are null. `others`: exports without volumes."""
     records = [(export, record) for export in exports for record in export.catalog.all()]
     return {
         "version": __version__,
         "leader": leader,
         "provisioner": provisioner,
-        "exports": [_export(export) for export in exports],
+        "exports": sorted(
+            [*map(_export, exports), *(_shown(name, status) for name, status in others.items())],
+            key=lambda shown: shown["name"],
+        ),
         "volumes": [
             _volume(volume(record.pv), export, record) for export, record in records if record.state in RESERVING
         ],
@@ -38,21 +47,26 @@ def overview(
 
 def _export(export: Export) -> JsonObject:
     status = export.status()
+    archive_bytes = None if status.archives is None else export.usage.archive_bytes()
+    return _shown(export.name, status, mirror=export.spec.is_mirror, archive_bytes=archive_bytes)
+
+
+def _shown(name: str, status: ExportStatus, *, mirror: bool = False, archive_bytes: int | None = None) -> JsonObject:
     standing = status.standing or PairStanding()
     return {
-        "name": export.name,
+        "name": name,
         "phase": status.phase,
         "message": "; ".join(part for part in (status.message, status.shared) if part),
         "active": status.active,
         "epoch": status.epoch,
-        "mirror": export.spec.is_mirror,
+        "mirror": mirror,
         "capacity": status.capacity,
         "available": status.available,
         "used": status.used,
         "reserved": status.reserved,
         "volumes": status.volumes,
         "archives": status.archives,
-        "archiveBytes": export.usage.archive_bytes(),
+        "archiveBytes": archive_bytes,
         "unmanaged": status.unmanaged,
         "lag": standing.lag if status.standing is not None else None,
         "lastCleanPass": _moment(standing.last_clean),
@@ -118,7 +132,9 @@ def _usage(export: Export, record: VolumeRecord) -> JsonObject:
     return {"used": usage.bytes, "inodes": usage.inodes, "usageTime": rfc3339(usage.at), "incomplete": incomplete}
 
 
-def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
+def snapshot(
+    exports: list[Export], *, leading: bool, depth: int, others: Mapping[str, ExportStatus] = _NONE
+) -> Snapshot:
     """The levels for one scrape; only the leader has any of exports and volumes."""
     if not leading:
         return Snapshot(leader=False, workqueue_depth=depth)
@@ -129,7 +145,10 @@ def snapshot(exports: list[Export], *, leading: bool, depth: int) -> Snapshot:
             for record in export.catalog.all()
             if record.state is State.LIVE
         ],
-        exports=[_sample(export) for export in exports],
+        exports=[
+            *(_sample(export) for export in exports),
+            *(ExportSample(name, phase=status.phase) for name, status in others.items()),
+        ],
         leader=True,
         workqueue_depth=depth,
     )
@@ -161,7 +180,7 @@ def _sample(export: Export) -> ExportSample:
         capacity=status.capacity,
         used=status.used,
         available=status.available,
-        archive_bytes=export.usage.archive_bytes(),
+        archive_bytes=None if status.archives is None else export.usage.archive_bytes(),
         unmanaged=status.unmanaged,
         epoch=status.epoch if status.promotion else None,
         replication_lag=status.standing.lag if status.standing is not None else None,

@@ -47,8 +47,8 @@ def exports(console: Console, status: JsonObject) -> None:
             bar(console, export["used"], _total(export["used"], export["available"])),
             size(export["reserved"]),
             size(export["capacity"]),
-            str(export["volumes"]),
-            str(export["archives"]),
+            _count(export["volumes"]),
+            _count(export["archives"]),
             replicas,
         )
     console.print(table)

@@ -37,8 +37,12 @@ class Catalog:
         self._owned = OwnedDirectories()
         self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
         self._given_up_archives: set[str] = set()
+        self._heirs: dict[
+            str, set[str]
+        ] = {}  # PV -> PVs of volumes that reserve and are to have, or got, its directory
         self._given_up_kept = 1000  # how many were left after the last time the old ones were dropped
         self._reserved = 0
+        self.filled = False  # once at least: before that, nothing in here tells what there is
 
     def fill(self, records: Iterable[VolumeRecord], *, age: Callable[[VolumeRecord], float]) -> None:
         """Replace everything by what was loaded, but for reservations that are not on disk yet.
@@ -47,7 +51,9 @@ class Catalog:
         """
         with self._changing():
             before = {pv: record for pv, record in self._records.items() if record.state is State.CREATING}
+            self.filled = True
             self._records.clear()
+            self._heirs.clear()
             self._owned = OwnedDirectories()
             self._reserved = 0
             for record in records:
@@ -102,6 +108,11 @@ class Catalog:
         """Bytes promised to volumes."""
         return self._reserved
 
+    def reserved_for(self, pv: str) -> int:
+        """What of them is promised to `pv`: nothing for a retained volume whose directory another is about to have."""
+        with self._lock:
+            return self._share(self._records.get(pv))
+
     def owner(self, directory: str, *, besides: str | None = None) -> str | None:
         """The PV that owns `directory`, one around it or one inside it."""
         with self._lock:
@@ -137,9 +148,11 @@ class Catalog:
             self._promise(record, limit)
 
     def _promise(self, record: VolumeRecord, limit: int | None) -> None:
-        old = self._records.get(record.pv)
-        others = self._reserved - (old.requested if old is not None and old.state in RESERVING else 0)
-        if limit is not None and others + record.requested > limit:
+        others = self._reserved - self._share(self._records.get(record.pv))
+        if record.origin is not None:  # what is kept for a retained volume goes to the one that gets its directory
+            others -= self._share(self._records.get(record.origin))
+        wanted = others + record.requested
+        if limit is not None and limit < wanted > self._reserved:
             promised = f"{rough_size(others)} of {rough_size(limit)} are promised to others"
             raise Full(f"{promised} and {rough_size(record.requested)} are wanted")
         self._remove(record.pv)
@@ -194,23 +207,38 @@ class Catalog:
             self._on_freed()
 
     def _insert(self, record: VolumeRecord) -> None:
+        if record.state in RESERVING and record.origin is not None:
+            self._reserved -= self._share(self._records.get(record.origin))
+            self._heirs.setdefault(record.origin, set()).add(record.pv)
         self._records[record.pv] = record
         if record.holds_directory:
             self._owned.add(record.directory, record.pv)
             if record.target is not None:
                 self._owned.add(record.target, record.pv)
-        if record.state in RESERVING:
-            self._reserved += record.requested
+        self._reserved += self._share(record)
 
     def _remove(self, pv: str) -> None:
-        record = self._records.pop(pv, None)
+        record = self._records.get(pv)
         if record is None:
             return
+        self._reserved -= self._share(record)
+        del self._records[pv]
         self._owned.discard(record.directory, pv)
         if record.target is not None:
             self._owned.discard(record.target, pv)
-        if record.state in RESERVING:
-            self._reserved -= record.requested
+        origin = record.origin or ""
+        if origin in self._heirs:
+            self._heirs[origin].discard(pv)
+            if not self._heirs[origin]:
+                del self._heirs[origin]
+                self._reserved += self._share(self._records.get(origin))
+
+    def _share(self, record: VolumeRecord | None) -> int:
+        """With how much a record that is in here counts."""
+        if record is None or record.state not in RESERVING:
+            return 0
+        inherited = record.state is State.RETAINED and record.pv in self._heirs
+        return 0 if inherited else record.requested
 
     def _give_up(self, directory: str, seconds: float) -> None:
         now = self._clock()

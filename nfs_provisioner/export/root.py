@@ -52,11 +52,11 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """statvfs of the replica, in bytes and inodes."""
+    """statvfs of the replica, in bytes and inodes; `inodes_free` is None where there is no limit to them."""
 
     size: int
     free: int  # for everybody
-    inodes_free: int
+    inodes_free: int | None
     used: int  # what only root may still use is neither free nor used: `df` counts the same
     device: int  # equal on one file system
 
@@ -232,7 +232,7 @@ class Root:
         return Space(
             size=found.f_blocks * found.f_frsize,
             free=found.f_bavail * found.f_frsize,
-            inodes_free=found.f_favail,
+            inodes_free=found.f_favail if found.f_files else None,
             used=max(0, found.f_blocks - found.f_bfree) * found.f_frsize,
             device=os.fstat(self.root).st_dev,
         )

@@ -23,7 +23,9 @@ from nfs_provisioner.export.identity import Remembered, Verdict, judge
 from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 from nfs_provisioner.export.replica import CALL_DEADLINE, Replica
+from nfs_provisioner.export.root import Space
 from nfs_provisioner.volumes.answers import Answers
+from nfs_provisioner.volumes.copies import Copies
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
 from nfs_provisioner.volumes.measuring import Measuring
 from nfs_provisioner.volumes.replicas import Replicas
@@ -50,14 +52,16 @@ class Export:
         self.spec = spec
         self.seen = seen
         self.refused = refused
+        self.invalid = ""  # why the object, as it is now, cannot be understood: what it was before goes on
         self.catalog = Catalog(clock=services.clock, on_freed=lambda: services.on_room(spec.name))
         self.usage = Ledger(self.catalog)
+        self.copies = Copies(self.catalog, self.usage.get)
         self.measuring = Measuring(self, services)
         self.client_address: str | None = None  # the Service's ClusterIP, once known
         self.address_used = False  # since it was looked up last
         self._services = services
         self._lock = threading.RLock()
-        self._replicas = Replicas(spec.name, services, self._on_change)
+        self._replicas = Replicas(spec.name, services, self._on_change, self._on_space)
         self._verdict = _nothing_known(refused)
         self._remembered = seen.remembered
         self._accepted: str | None = None
@@ -154,6 +158,12 @@ class Export:
             self.measuring.wake()
             self._services.on_ready(self.name)
 
+    def _on_space(self, looked: Attachment) -> None:
+        """Called from an attachment's thread: the replica's free space is known anew."""
+        if looked is self._active:
+            self.copies.looked()
+            self._services.on_room(self.name)
+
     @property
     def settled(self) -> bool:
         """Whether `status` is worth telling: every replica was attached, failed or was left out, or takes too long.
@@ -195,6 +205,8 @@ class Export:
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
+            for record in loaded.records:
+                self.copies.begin(record)
             self._housekeeping.begin_anew()
             self.measuring.begin_anew()
             self._problems = loaded.problems
@@ -294,9 +306,11 @@ class Export:
             decided = f"{self._verdict.phase}: " if self._verdict.phase in ("Halted", "Diverged") else ""
             problem = f"{decided}{self.message or 'its replicas are being looked at'}"
         space = active.space if active is not None else None
+        problem = problem or _without_inodes(space)
         size = self.spec.capacity or (space.size if space else 0)
         looking = bool(problem) and self.looking and not self.seen.deleting
-        return Room(self.spec, size, space.free if space else 0, self.catalog.reserved, problem, looking)
+        available, held = space.free if space else 0, self.copies.held()
+        return Room(self.spec, size, available, self.catalog.reserved, problem, looking, held)
 
     @property
     def looking(self) -> bool:
@@ -314,7 +328,8 @@ class Export:
     def message(self) -> str:
         """What a person should know, in one line."""
         partner = self._partner
-        parts = [self._verdict.message, partner.message if partner else "", *self._problems]
+        full = _without_inodes(self._active.space if self._active else None)
+        parts = [self.invalid, self._verdict.message, partner.message if partner else "", *self._problems, full]
         for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:
@@ -324,7 +339,7 @@ class Export:
     def status(self) -> ExportStatus:
         """For people and for the API."""
         with self._lock:
-            records = self.catalog.all()
+            records = self.catalog.all() if self.catalog.filled else None
             active, space = self._active, self._active.space if self._active else None
             phase = self._verdict.phase
             standing = self._partner.standing() if self._partner is not None else None
@@ -334,20 +349,22 @@ class Export:
                 phase = "Halted"  # of the pair: the active side serves on, and takes new volumes
             elif phase == "Ready" and self._standby_is_behind():
                 phase = "Degraded"
+            if self.invalid:
+                phase = "Halted"  # for what is new; volumes that are there go on as they were
             return ExportStatus(
                 generation=self.spec.generation,
                 phase=phase,
                 message=self.message,
-                usable=self.ready and not self.seen.deleting,
+                usable=self.ready and not self.seen.deleting and not self.invalid,
                 active=self._remembered.active,
                 epoch=self._remembered.epoch,
                 promotion=self._remembered.promotion,
                 capacity=self.spec.capacity or (space.size if space else None),
                 available=space.free if space else None,
                 used=space.used if space else None,
-                reserved=self.catalog.reserved,
-                volumes=sum(1 for record in records if record.state in RESERVING),
-                archives=sum(1 for record in records if record.state is State.ARCHIVED),
+                reserved=None if records is None else self.catalog.reserved,
+                volumes=None if records is None else sum(1 for record in records if record.state in RESERVING),
+                archives=None if records is None else sum(1 for r in records if r.state is State.ARCHIVED),
                 unmanaged=self._housekeeping.unmanaged if active else None,
                 replicas=self._replicas.status(self.spec, self._remembered.active, self._verdict.problems),
                 standing=standing,
@@ -404,6 +421,11 @@ class Export:
                 self._accepted = None
                 raise RefusedForSafety(self._verdict.message or self._verdict.problems.get(replica, "not now"))
         return f"replica {replica} is taken as it is now"
+
+
+def _without_inodes(space: Space | None) -> str:
+    """Why nothing can be made there although there may be space; empty when something can."""
+    return "its file system has no inode left: delete files there" if space and space.inodes_free == 0 else ""
 
 
 def _nothing_known(refused: str) -> Verdict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from nfs_provisioner.config import capped_quantity, format_quantity
 from nfs_provisioner.errors import NfsProvisionerError, RetryLater
@@ -28,6 +28,7 @@ FAILED = "ControllerResizeError"
 NOT_GROWN = "VolumeResizeFailed"  # reason of Events
 #: Conditions that say how a growth of the controller's part goes on; all others are somebody else's.
 OWN_CONDITIONS = frozenset({FAILED, "Resizing", "FileSystemResizePending"})
+FIGURES_FOR = timedelta(minutes=1)  # in which only another size that is asked for changes what a refusal says
 
 
 def grow(
@@ -101,19 +102,33 @@ def _promise(
         else:
             return
     refusal = no_room([room], need, reason=NOT_GROWN)
-    if claim.resizing != INFEASIBLE:
-        now = api.get(PVC, claim.name, claim.namespace)
+    now = api.get(PVC, claim.name, claim.namespace)
+    mark, moment = _mark(claim.requested, INFEASIBLE), datetime.now(UTC)
+    if not _says(now, mark, refusal.message, moment):
         check()
         condition = {
             "type": FAILED,
             "status": "True",
             "reason": "NoRoom",
             "message": refusal.message,
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTransitionTime": _rfc3339(moment),
         }
-        status = _mark(claim.requested, INFEASIBLE) | {"conditions": [*_without_own(now), condition]}
+        status = mark | {"conditions": [*_without_own(now), condition]}
         _patch_claim(api, claim, status, version=now["metadata"]["resourceVersion"])
     raise refusal
+
+
+def _says(raw: JsonObject, mark: JsonObject, message: str, moment: datetime) -> bool:
+    """Whether the claim says that this growth does not fit. Others' figures change all the time: a minute is soon."""
+    status = raw.get("status") or {}
+    condition: JsonObject = next((c for c in status.get("conditions") or () if c.get("type") == FAILED), {})
+    fresh = (condition.get("lastTransitionTime") or "") > _rfc3339(moment - FIGURES_FOR)
+    marked = all((status.get(key) or {}).get("storage") == value["storage"] for key, value in mark.items())
+    return marked and bool(condition) and (fresh or condition.get("message") == message)
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _mark(wanted: int, status: str) -> JsonObject:

@@ -66,8 +66,10 @@ class Planner:
         self._provisioner = provisioner
         self._clock = clock
         self._lock = threading.Lock()
+        self._clones = threading.Lock()  # one is decided at a time: what it is to write is held before the next
         self._plans: dict[str, Plan] = {}
         self._began: dict[str, float] = {}
+        self._failed_on: dict[str, set[str]] = {}  # exports that were tried since all of those that fit have failed
         self._parsed: dict[str, tuple[JsonObject, StorageClassSpec]] = {}
 
     def __contains__(self, name: str) -> bool:
@@ -90,13 +92,20 @@ class Planner:
         """The plan was carried out (or nothing is due any more). Seconds since it was first thought of."""
         with self._lock:
             self._plans.pop(name, None)
+            self._failed_on.pop(name, None)
             return self._clock() - self._began.pop(name, self._clock())
 
-    def drop(self, name: str) -> None:
-        """Give the reservation back, unless something of it is on disk already. The time goes on counting."""
+    def drop(self, name: str, *, failed: bool = False) -> None:
+        """Give the reservation back, unless something of it is on disk already. The time goes on counting.
+
+        `failed`: the export could not do it, whatever its figures say; another that fits has its turn before it.
+        """
         with self._lock:
             plan = self._plans.pop(name, None)
+            if plan is not None and failed:
+                self._failed_on.setdefault(name, set()).add(plan.export.name)
         if plan is not None and plan.export.catalog.get(name) is plan.record:
+            plan.export.copies.drop(name)
             plan.export.catalog.drop(name)
 
     def _begun(self, s: Situation) -> Plan | None:
@@ -112,15 +121,22 @@ class Planner:
         place: Export | None = None
         need = Need(claim.requested)
         record = _record(s.name, claim, storage_class)
-        if wanted:  # its files take their space already; what is promised to the new claim is not yet
-            place, archive = self._archive(wanted, claim, storage_class)
-            need, record = Need(claim.requested, written=None), replace(record, origin=archive.pv)
+        if wanted:  # its files take their space already; what is promised to the new claim is not yet, but where the
+            place, archive = self._archive(wanted, claim, storage_class)  # archive is a retained volume
+            need = Need(claim.requested - place.catalog.reserved_for(archive.pv), written=None)
+            record = replace(record, origin=archive.pv)
         elif claim.clone_from:
             place, source = self._source(claim, storage_class)
             used = place.usage.get(source.pv)
             need = Need(claim.requested, written=0 if used is None else used.bytes)
             record = replace(record, clone_of=source.pv)
-        return _plan(self._reserved(record, claim, storage_class, need, place), record, storage_class)
+        if record.clone_of is None:
+            export = self._reserved(record, claim, storage_class, need, place)
+        else:
+            with self._clones:
+                export = self._reserved(record, claim, storage_class, need, place)
+                export.copies.begin(record)
+        return _plan(export, record, storage_class)
 
     def _reserved(
         self, record: VolumeRecord, claim: Claim, storage_class: StorageClassSpec, need: Need, place: Export | None
@@ -128,7 +144,7 @@ class Planner:
         """The export with room, and the room taken. Who loses a race for the last of it chooses again at once."""
         for _ in range(RACES):
             rooms = self._registry.rooms() if place is None else [place.room()]
-            room = choose_export(claim, storage_class, rooms, need)
+            room = self._chosen(record.pv, claim, storage_class, rooms, need)
             export = place or self._export(room)
             try:
                 export.catalog.reserve(record, limit=room.limit)
@@ -138,6 +154,15 @@ class Planner:
                 raise RetryLater(error.message, after=SLOWLY) from error
             return export
         raise no_room([room], need)
+
+    def _chosen(self, name: str, claim: Claim, storage_class: StorageClassSpec, rooms: list[Room], need: Need) -> Room:
+        """In turn those that fit, if one after the other fails."""
+        avoid = self._failed_on.get(name, set())
+        room = choose_export(claim, storage_class, rooms, need, avoid=avoid)
+        if room.spec.name in avoid:
+            with self._lock:
+                self._failed_on.pop(name, None)
+        return room
 
     def _source(self, claim: Claim, storage_class: StorageClassSpec) -> tuple[Export, VolumeRecord]:
         """The volume that a clone is made from, on the export where the clone will be, too."""

@@ -270,7 +270,7 @@ class Reconciler:
             # Everything else needs a change of an object, and that brings the key back.
         else:
             if waiting and lane != DECIDE:
-                self._planner.drop(s.name)  # another export of the class may be better off
+                self._planner.drop(s.name, failed=True)  # another export of the class may be better off
             self._queue.retry(s.name, DECIDE)
 
     # -- provisioning -----------------------------------------------------------------------------------------------
@@ -312,6 +312,7 @@ class Reconciler:
     def _cloned(self, claim: Claim, export: Export, wanted: VolumeRecord) -> VolumeRecord:
         """The record of a clone that is copied. RetryLater while it is not: the lane is free meanwhile."""
         standing: CloneStanding = export.call("clone", wanted)
+        export.copies.wrote(wanted.pv, standing.bytes)
         if export.catalog.get(wanted.pv) != standing.record:
             export.recorded(standing.record, wanted.pv)
         if standing.running:

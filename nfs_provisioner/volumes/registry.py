@@ -128,6 +128,12 @@ class Registry:
         """A snapshot, by name."""
         return list(self._sorted)
 
+    def not_understood(self) -> dict[str, ExportStatus]:
+        """Statuses of those that were never understood, and so are not among `all`, by name."""
+        with self._lock:
+            invalid = sorted(self._invalid.items())
+        return {name: _not_understood(why) for name, why in invalid if name not in self._exports}
+
     def get(self, name: str) -> Export | None:
         """The export of that name."""
         return self._exports.get(name)
@@ -174,6 +180,9 @@ class Registry:
             return False
         spec = self._parse(name, obj)
         if spec is None or obj is None:
+            known = self._exports.get(name)
+            if known is not None:
+                known.invalid = self._invalid.get(name, "")
             with self._lock:
                 gone = self._exports.pop(name, None) if obj is None else None
                 self._sort()
@@ -223,6 +232,7 @@ class Registry:
                 fresh = True
             else:
                 fresh = False
+        export.invalid = ""
         if fresh:
             export.start()
         else:
@@ -310,8 +320,11 @@ class Registry:
         self._check()
         export = self._exports.get(name)
         self._keep_finalizer(obj, export)
-        if name in self._invalid:
-            self._write_status(obj, ExportStatus(obj.generation, "Halted", self._invalid[name], usable=False))
+        invalid = self._invalid.get(name)
+        if invalid is not None:
+            if export is None or export.settled:
+                known = _not_understood(invalid) if export is None else export.status()
+                self._write_status(obj, replace(known, generation=obj.generation))
         elif export is not None:
             try:
                 if not self._addresses.direct(export):
@@ -356,6 +369,10 @@ class Registry:
     def _publish_all(self) -> None:
         for export in self.all():
             self.publish(export.name)
+
+
+def _not_understood(why: str) -> ExportStatus:
+    return ExportStatus(0, "Halted", why, usable=False)
 
 
 def _relevant(obj: ExportObject) -> tuple[object, ...]:

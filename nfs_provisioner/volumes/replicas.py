@@ -16,13 +16,19 @@ from nfs_provisioner.volumes.status import ReplicaStatus
 
 
 class Replicas:
-    """By name. `on_change` is called from an attachment's thread."""
+    """By name. `on_change` and `on_space` are called from an attachment's thread."""
 
-    def __init__(self, export: str, services: Services, on_change: Callable[[Attachment, Loaded | None], None]) -> None:
+    def __init__(
+        self,
+        export: str,
+        services: Services,
+        on_change: Callable[[Attachment, Loaded | None], None],
+        on_space: Callable[[Attachment], None],
+    ) -> None:
         self._export = export
         self._services = services
         self._on_change = on_change
-        self._on_space = lambda _replica: services.on_room(export)  # of a standby: costs nothing
+        self._on_space = on_space
         self._attachments: dict[str, Attachment] = {}
         self._looked_at: set[str] = set()  # of which it is known what they are good for
         self._reachable: dict[str, bool] = {}

@@ -7,7 +7,7 @@ when the catalog has counted it (`Catalog.reserve`): figures grow old.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nfs_provisioner.config import ExportSpec, StorageClassSpec, rough_size
@@ -47,6 +47,7 @@ class Room:
     reserved: int = 0
     problem: str = ""
     looking: bool = False  # the problem is only that the replicas were not looked at yet, a moment after the start
+    held: int = 0  # of what is available: what clones that are being copied are still to write
 
     @property
     def limit(self) -> int:
@@ -61,19 +62,26 @@ class Room:
     @property
     def free(self) -> int:
         """What may still be written before the reserve is touched; negative when it was."""
-        return self.available - self.spec.reserve.bytes_of(self.capacity)
+        return self.available - self.held - self.spec.reserve.bytes_of(self.capacity)
 
     def fits(self, need: Need, *, promised: int = 0, written: int = 0) -> bool:
         """Whether there is room, after so much more has been promised and written."""
-        if need.promise > self.unreserved - promised:
-            return False
+        if 0 < need.promise > self.unreserved - promised:
+            return False  # what asks for no more than it has fits where too much is promised, too
         return need.written is None or need.written <= self.free - written
 
 
 def choose_export(
-    claim: Claim, storage_class: StorageClassSpec, rooms: Sequence[Room], need: Need | None = None
+    claim: Claim,
+    storage_class: StorageClassSpec,
+    rooms: Sequence[Room],
+    need: Need | None = None,
+    *,
+    avoid: Collection[str] = (),
 ) -> Room:
     """The export for a new volume: among those that fit, the one with most unreserved space; ties by name.
+
+    One of `avoid` only when no other fits.
 
     Infeasible when none of them can ever fit as things are written; RetryLater when one may, later: NoRoom when it is
     space that all of them lack.
@@ -105,6 +113,7 @@ def choose_export(
     fitting = [room for room in usable if room.fits(need)]
     if not fitting:
         raise no_room(usable, need)
+    fitting = [room for room in fitting if room.spec.name not in avoid] or fitting
     return max(fitting, key=lambda room: (room.unreserved, tuple(-ord(c) for c in room.spec.name)))
 
 
@@ -117,7 +126,7 @@ def no_room(rooms: Sequence[Room], need: Need, *, reason: str | None = None) -> 
 def _lacks(room: Room, need: Need) -> str:
     """How much is missing. One that lacks nothing any more was full a moment ago, and somebody has seen it."""
     parts = []
-    if need.promise > room.unreserved:
+    if 0 < need.promise > room.unreserved:
         parts.append(
             f"lacks {rough_size(need.promise - room.unreserved)}: {rough_size(room.reserved)} of "
             f"{rough_size(room.limit)} are promised and {rough_size(need.promise)} are wanted"
@@ -125,9 +134,10 @@ def _lacks(room: Room, need: Need) -> str:
     if need.written is not None and need.written > room.free:
         kept = rough_size(room.spec.reserve.bytes_of(room.capacity))
         files = f" and the copied files take {rough_size(need.written)}" if need.written else ""
+        held = f", {rough_size(room.held)} of them are for clones that are being copied" if room.held else ""
         parts.append(
             f"lacks {rough_size(need.written - room.free)} of really free space: {rough_size(room.available)} are "
-            f"free, {kept} are kept in reserve (spec.reserve){files}"
+            f"free{held}, {kept} are kept in reserve (spec.reserve){files}"
         )
     return f"export {room.spec.name} {' and '.join(parts) or 'was full a moment ago'}"
 

@@ -13,6 +13,8 @@ from nfs_provisioner.export.standing import PairStanding
 JsonObject = dict[str, Any]
 
 _REASONS = {"Ready": "Ready", "Degraded": "ReplicaAway", "Initializing": "WaitingForReplicas"}
+#: What the last one who knew said of it still counts while it is not known.
+_KEPT = ("reserved", "volumes", "archives", "active", "epoch", "promotion", "lastHandledRequest")
 #: What changes all the time and may wait for the next minute's write.
 _COUNTS = ("capacity", "reserved", "used", "available", "volumes", "archives", "unmanaged")
 
@@ -41,9 +43,9 @@ class ExportStatus:
     capacity: int | None = None
     available: int | None = None
     used: int | None = None  # on the active replica's file system, by whomever
-    reserved: int = 0
-    volumes: int = 0
-    archives: int = 0
+    reserved: int | None = None  # these three: None when the records were not read yet
+    volumes: int | None = None
+    archives: int | None = None
     unmanaged: int | None = None
     replicas: Sequence[ReplicaStatus] = ()
     standing: PairStanding | None = None  # how far the standby is; None while it does not follow
@@ -52,22 +54,24 @@ class ExportStatus:
 
 
 def status_object(status: ExportStatus, before: Mapping[str, Any], now: str) -> JsonObject:
-    """The status subresource's content. Conditions keep the time of their last change from `before`."""
+    """The status subresource's content. Conditions keep the time of their last change from `before`.
+
+    What is not known is left out, but for what was promised and decided there: that is as `before` had it.
+    """
     sizes = {"capacity": status.capacity, "used": status.used, "available": status.available}
-    made: JsonObject = {
+    made: JsonObject = {key: before[key] for key in _KEPT if before.get(key) is not None} | {
         "observedGeneration": status.generation,
         "phase": status.phase,
         "conditions": _conditions(status, before, now),
-        "reserved": format_quantity(status.reserved),
-        "volumes": status.volumes,
-        "archives": status.archives,
         "replicas": [_replica(replica, status.standing) for replica in status.replicas],
     }
+    if status.reserved is not None:
+        made["reserved"] = format_quantity(status.reserved)
+    counts = {"volumes": status.volumes, "archives": status.archives, "unmanaged": status.unmanaged}
+    made |= {key: count for key, count in counts.items() if count is not None}
     made |= {key: rounded(value) for key, value in sizes.items() if value is not None}
     if status.promotion:
         made |= {"active": status.active, "epoch": status.epoch, "promotion": status.promotion}
-    if status.unmanaged is not None:
-        made["unmanaged"] = status.unmanaged
     if status.handled is not None:
         made["lastHandledRequest"] = dict(status.handled)
     return made

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +168,26 @@ def test_a_class_that_names_two_exports_fills_one_and_then_the_next(site: Site) 
         assert pv in site.records("next")
 
 
+def test_a_claim_goes_to_the_next_export_when_one_cannot_write_whatever_it_says(site: Site) -> None:
+    """web has more space, and no inode left."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=40", "none", str(site.root)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        site.make_export("next", capacity="1Gi")
+        site.make_class("both", export="web,next")
+        with site.controller():
+            for export in ("web", "next"):
+                site.export_ready(export)
+            with contextlib.suppress(OSError):  # it is seconds before anybody looks at that
+                for number in itertools.count():
+                    (site.root / f"file-{number}").touch()
+            site.claim("data", storage_class="both")
+            assert bound_soon(site, "data") in site.records("next")
+    finally:
+        subprocess.run(["umount", "-l", str(site.root)], check=True)
+
+
 # -- growths, clones, restores ----------------------------------------------------------------------------------------
 
 
@@ -226,6 +249,21 @@ def test_h35_an_archive_takes_nothing_of_what_is_promised_and_its_restore_does(f
     refused(full, "heir", "^export web lacks 50Mi: 100Mi of 100Mi are promised and 50Mi are wanted$")
     assert archive in full.directories(), "it is not touched"
     full.delete_claim("second")
+    bound_soon(full, "heir")
+    assert reserved(full) == 100 * MI
+
+
+def test_h35_the_restore_of_a_retained_volume_does_not_wait_for_the_space_that_is_kept_for_it(full: Site) -> None:
+    full.make_class("kept", onDelete="retain")
+    full.delete_claim("first")
+    full.claim("third", "50Mi", "kept")
+    pv = bound_soon(full, "third")
+    full.delete_claim("third")
+    full.gone(pv)
+    assert reserved(full) == 100 * MI, "its directory stays"
+    full.claim("larger", "60Mi", annotations={RESTORE_ARCHIVE: pv})
+    refused(full, "larger", "^export web lacks 10Mi: 100Mi of 100Mi are promised and 10Mi are wanted$")
+    full.claim("heir", "50Mi", annotations={RESTORE_ARCHIVE: pv})
     bound_soon(full, "heir")
     assert reserved(full) == 100 * MI
 

@@ -13,6 +13,7 @@ from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, PV, SERVICE
 from tests.embedded.site import MI, Controller, Site
 
 Json = dict[str, Any]
+SERIES = 'nfs_provisioner_export_{}{{export="{}"}}'
 
 
 def http(controller: Controller, path: str) -> tuple[int, str]:
@@ -76,6 +77,50 @@ def test_an_export_that_is_gone_is_gone_from_everything(site: Site) -> None:
         )
 
 
+def test_an_export_that_is_not_understood_is_halted_wherever_one_looks(site: Site) -> None:
+    """What the schema cannot see: a path that lies outside of mountRoot. One that was understood before serves on."""
+    with site.controller() as controller:
+        site.claim("data", "60Mi")
+        site.bound("data")
+        site.until(lambda: metrics(controller).get(SERIES.format("reserved_bytes", "web")) == 60 * MI, "no metrics")
+        before = site.export_status("web")
+        for name in ("web", "never"):
+            outside = {"name": "a", "server": "192.0.2.1", "path": "/srv/nfs", "mountPath": f"/outside/{name}"}
+            if name == "web":
+                site.api.patch(NFS_EXPORT, name, {"spec": {"replicas": [outside]}})
+            else:
+                kind = {"apiVersion": "nfs-provisioner.io/v1alpha1", "kind": "NFSExport"}
+                site.api.create(NFS_EXPORT, kind | {"metadata": {"name": name}, "spec": {"replicas": [outside]}})
+            site.until(
+                lambda name=name: site.export_status(name).get("phase") == "Halted",  # type: ignore[misc]
+                f"{name} is not Halted",
+            )
+        web = site.export_status("web")
+        assert [web[key] for key in ("reserved", "volumes")] == ["60Mi", 1]
+        assert [web[key] for key in ("active", "epoch", "promotion")] == [
+            before[key] for key in ("active", "epoch", "promotion")
+        ]
+        assert [(replica["name"], replica["reachable"]) for replica in web["replicas"]] == [("a", True)]
+        assert "mountPath" in web["conditions"][0]["message"]
+        assert web["observedGeneration"] == site.api.get(NFS_EXPORT, "web")["metadata"]["generation"]
+        shown = {export["name"]: export for export in status(controller)["exports"]}
+        assert {name: export["phase"] for name, export in shown.items()} == {"never": "Halted", "web": "Halted"}
+        assert all("mountPath" in export["message"] for export in shown.values())
+        assert (shown["web"]["reserved"], shown["never"]["reserved"]) == (60 * MI, None)
+        samples = metrics(controller)
+        for name in shown:
+            assert samples[f'nfs_provisioner_export_phase{{export="{name}",phase="Halted"}}'] == 1
+        assert SERIES.format("reserved_bytes", "never") not in samples
+
+        inside = {"name": "a", "server": "192.0.2.1", "path": "/srv/nfs", "mountPath": str(site.root)}
+        site.api.patch(NFS_EXPORT, "web", {"spec": {"replicas": [inside]}})
+        site.api.delete(NFS_EXPORT, "never")
+        site.until(
+            lambda: [(e["name"], e["phase"]) for e in status(controller)["exports"]] == [("web", "Ready")],
+            "web is not Ready again, or never is still shown",
+        )
+
+
 def test_health_and_readiness(site: Site) -> None:
     with site.controller() as controller:
         site.until(lambda: http(controller, "/readyz") == (200, "ok\n"), "it is not ready")
@@ -92,6 +137,31 @@ def test_h36_a_replica_that_is_gone_does_not_make_the_controller_unhealthy(site:
         site.root.with_name("away").rename(site.root)
         site.claim("data")
         site.bound("data")
+
+
+COUNTED = ("export_reserved_bytes", "export_volumes", "export_archives", "export_archive_bytes")
+
+
+def test_h36_a_start_while_the_server_is_away_does_not_say_that_nothing_is_promised(site: Site) -> None:
+    with site.controller():
+        site.claim("data", "60Mi")
+        site.bound("data")
+    known = {"reserved": "60Mi", "volumes": 1, "archives": 0}  # as it is published once a minute
+    site.api.patch(NFS_EXPORT, "web", {"status": known}, subresource="status")
+    before = site.export_status("web")
+    site.root.rename(site.root.with_name("away"))
+    with site.controller() as controller:
+        site.until(lambda: site.export_status("web")["phase"] == "Degraded", "nobody noticed")
+        after = site.export_status("web")
+        kept = (*known, "active", "epoch", "promotion")
+        assert {key: after.get(key) for key in kept} == {key: before[key] for key in kept}
+        (web,) = status(controller)["exports"]
+        assert [web[key] for key in ("reserved", "volumes", "archives", "archiveBytes")] == [None] * 4
+        assert not [name for name in metrics(controller) if any(f"nfs_provisioner_{c}{{" in name for c in COUNTED)]
+        site.root.with_name("away").rename(site.root)
+        site.until(lambda: status(controller)["exports"][0]["reserved"] == 60 * MI, "it is not counted again")
+        samples = metrics(controller)
+        assert [samples[f'nfs_provisioner_{c}{{export="web"}}'] for c in COUNTED] == [60 * MI, 1, 0, 0]
 
 
 def test_a_burst_of_claims_costs_few_status_writes(site: Site) -> None:

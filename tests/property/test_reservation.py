@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -25,14 +26,18 @@ from nfs_provisioner.volumes.objects import EXPORT_LABEL, RESTORE_ARCHIVE
 from tests.embedded.site import MI, Controller, Site
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 EXPORTS = ("web", "next")
-CLASSES = {"both": "web,next", "narrow": "next"}
+CLASSES = {"both": "web,next", "narrow": "next", "kept": "web,next"}
+RETAINED = {"kept"}  # classes with onDelete retain
 SMALLEST = 60  # Mi
 SIZES = st.sampled_from((10, 15, 20, 40))  # Mi: a handful of claims fills an export
 PICKS = st.integers(0, 1000)
 PATIENCE = 20.0  # seconds for what is woken; nobody is looked at again so soon whom nobody wakes
+MOMENT = 0.2  # seconds in which a claim that fits is bound
 MEASURE_EVERY = 0.3
+RESTORABLE = (State.ARCHIVED, State.RETAINED)
 
 
 class Books(RuleBasedStateMachine):
@@ -50,7 +55,7 @@ class Books(RuleBasedStateMachine):
         for export in EXPORTS:
             self.site.make_export(export, capacity=f"{SMALLEST}Mi")
         for name, exports in CLASSES.items():
-            self.site.make_class(name, export=exports)
+            self.site.make_class(name, export=exports, onDelete="retain" if name in RETAINED else "archive")
         self.capacity = dict.fromkeys(EXPORTS, SMALLEST * MI)
         self.largest = dict(self.capacity)
         self.number = 0
@@ -93,12 +98,22 @@ class Books(RuleBasedStateMachine):
         for claim in self.one_of(self.claims(), pick):
             self.site.delete_claim(claim["metadata"]["name"])
 
-    @rule(pick=PICKS)
-    def restore(self, pick: int) -> None:
+    @rule(pick=PICKS, more=st.sampled_from((0, 0, 10)))
+    def restore(self, pick: int, more: int) -> None:
         archives = self.archives()
         if archives:
             archive = archives[pick % len(archives)]
-            self.new_claim(archive.requested // MI, "both", annotations={RESTORE_ARCHIVE: archive.directory})
+            self.new_claim(archive.requested // MI + more, "both", annotations={RESTORE_ARCHIVE: archive.directory})
+
+    @rule(size=SIZES, storage_class=st.sampled_from(("both", "kept", "kept")), more=st.sampled_from((0, 0, 10)))
+    def hand_on(self, size: int, storage_class: str, more: int) -> None:
+        """Made, deleted as soon as it is bound, and restored as soon as that can be."""
+        self.new_claim(size, storage_class)
+        name = f"claim-{self.number}"
+        if self.soon(lambda: [one for one in self.bound() if one["metadata"]["name"] == name]):
+            self.site.delete_claim(name)
+            for old in self.soon(lambda: [one for one in self.archives() if one.claim.name == name]):
+                self.new_claim(size + more, "both", annotations={RESTORE_ARCHIVE: old.directory})
 
     @rule(pick=PICKS)
     def clone(self, pick: int) -> None:
@@ -156,11 +171,20 @@ class Books(RuleBasedStateMachine):
         return [(export, record) for export in EXPORTS for record in self.site.records(export).values()]
 
     def archives(self) -> list[VolumeRecord]:
-        return sorted((r for _, r in self.records() if r.state is State.ARCHIVED), key=lambda r: r.pv)
+        """And retained volumes."""
+        return sorted((r for _, r in self.records() if r.state in RESTORABLE), key=lambda r: r.pv)
 
     def directory(self, pv: str) -> Path:
         [(export, record)] = [one for one in self.records() if one[1].pv == pv]
         return self.site.mount_root / export / "a" / record.directory
+
+    @staticmethod
+    def soon(look: Callable[[], list[T]]) -> list[T]:
+        """What there is in a moment, if anything is."""
+        end = time.monotonic() + MOMENT
+        while not (found := look()) and time.monotonic() < end:
+            time.sleep(0.02)
+        return found
 
     @staticmethod
     def one_of(found: list[Json], pick: int) -> list[Json]:
@@ -182,12 +206,15 @@ class Books(RuleBasedStateMachine):
         claims = self.claims()
         names = {volume["metadata"]["name"] for volume in volumes}
         assert {claim["spec"]["volumeName"] for claim in claims if claim["status"].get("phase") == "Bound"} == names
+        for export, record in self.records():
+            if record.state is State.RETAINED:  # its PV is gone and its directory stays
+                promised[export] += record.requested
         registry = self.controller.daemon.registry
         assert registry is not None, "it does not lead yet"
         for export in EXPORTS:
             found = registry.get(export)
             assert found is not None and found.ready, f"{export} is not ready"
-            on_disk = [record for record in self.site.records(export).values() if record.state is State.LIVE]
+            on_disk = [r for r in self.site.records(export).values() if r.state in (State.LIVE, State.RETAINED)]
             counts = promised[export], found.catalog.reserved, sum(record.requested for record in on_disk)
             assert len(set(counts)) == 1, f"{export}: by PVs, in the controller, on disk: {counts}"
             assert promised[export] <= self.largest[export], f"{export} is promised {promised[export]}"
@@ -207,11 +234,14 @@ class Books(RuleBasedStateMachine):
             if wanted <= 0:
                 return
         elif archive is not None:
-            candidates = [e for e, r in self.records() if (r.directory, r.state) == (archive, State.ARCHIVED)]
+            found = [(e, r) for e, r in self.records() if r.directory == archive and r.state in RESTORABLE]
+            candidates = [export for export, _ in found]
+            wanted -= sum(record.requested for _, record in found if record.state is State.RETAINED)
         elif source is not None:
             there = {c["metadata"]["uid"] for c in self.bound() if c["metadata"]["name"] == source}
             candidates = [e for e, r in self.records() if r.claim.uid in there and r.requested <= wanted]
         for export in candidates:
+            assert wanted > 0, f"{claim['metadata']['name']} has its space already on {export}"
             assert promised[export] + wanted > self.capacity[export], f"{claim['metadata']['name']} fits on {export}"
 
     def used_is_what_du_says(self) -> None:
@@ -219,7 +249,7 @@ class Books(RuleBasedStateMachine):
         registry = self.controller.daemon.registry
         assert registry is not None
         for export, record in self.records():
-            if record.state not in (State.LIVE, State.ARCHIVED):
+            if record.state not in (State.LIVE, *RESTORABLE):
                 continue
             found = registry.get(export)
             assert found is not None
@@ -240,7 +270,7 @@ def du(top: Path) -> tuple[int, int]:
 
 TestBooks = Books.TestCase
 TestBooks.settings = settings(
-    max_examples=50,
+    max_examples=35,
     stateful_step_count=15,
     deadline=None,
     # A history is short enough to be read as it is; to shorten it would take an hour of waiting.

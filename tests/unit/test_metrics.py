@@ -191,15 +191,15 @@ def test_an_export_is_in_one_of_all_phases() -> None:
 
 def test_what_is_not_known_has_no_sample_and_zero_has_one() -> None:
     metrics = Metrics(CollectorRegistry())
-    metrics.provide(lambda: Snapshot([VolumeSample("n", "c", "p", "e", 0, used=0)], [ExportSample("e", used=0)]))
+    metrics.provide(
+        lambda: Snapshot([VolumeSample("n", "c", "p", "e", 0, used=0)], [ExportSample("e", used=0, volumes=0)])
+    )
     names = {name for name, labels in scrape(metrics) if ("export", "e") in labels}
     assert names == {
         f"{OURS}volume_requested_bytes",
         f"{OURS}volume_used_bytes",
         f"{OURS}export_used_bytes",
-        f"{OURS}export_reserved_bytes",
         f"{OURS}export_volumes",
-        f"{OURS}export_archives",
     }
 
 

@@ -128,6 +128,37 @@ def test_h35_space_is_not_promised_twice(catalog: Catalog) -> None:
     assert catalog.reserved == 0
 
 
+def test_h35_a_retained_volume_and_the_one_that_gets_its_directory_count_once(catalog: Catalog) -> None:
+    kept = replace(live("old", "old"), state=State.RETAINED)
+    size = kept.requested
+    heir = replace(volume("heir", "heir"), origin="old", requested=size + 1)
+    rival = replace(heir, pv="rival", directory="rival")
+    catalog.put(kept)
+    with pytest.raises(Full):
+        catalog.reserve(heir, limit=size)
+    assert (catalog.reserved, catalog.reserved_for("old")) == (size, size)
+    catalog.reserve(heir, limit=size + 1)
+    assert (catalog.reserved, catalog.reserved_for("old")) == (size + 1, 0)
+    with pytest.raises(Full):
+        catalog.reserve(rival, limit=2 * size + 1)
+    catalog.drop("heir")
+    assert (catalog.reserved, catalog.reserved_for("old")) == (size, size), "it was given up"
+    catalog.reserve(rival, limit=size + 1)
+    catalog.put(replace(rival, state=State.LIVE))
+    catalog.put(replace(kept, state=State.DELETED))
+    assert catalog.reserved == size + 1
+    catalog.drop("rival")
+    assert catalog.reserved == 0
+
+
+@pytest.mark.parametrize("heir_first", [False, True])
+def test_h35_what_was_read_from_disk_counts_once_in_whatever_order(catalog: Catalog, heir_first: bool) -> None:
+    kept = replace(live("old", "old"), state=State.RETAINED)
+    heir = replace(live("heir", "old"), state=State.RESTORING, target="heir", origin="old")
+    catalog.fill([heir, kept] if heir_first else [kept, heir], age=lambda record: 0.0)
+    assert catalog.reserved == heir.requested
+
+
 def test_h35_of_many_threads_as_many_get_space_as_there_is() -> None:
     """Each round, all of them ask at one moment for what only half of them can have."""
     switching, threads, rounds = sys.getswitchinterval(), 8, 150

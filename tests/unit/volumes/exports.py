@@ -40,7 +40,8 @@ def with_room(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
 
     def room(export: Export) -> Room:
         size = export.spec.capacity or 0
-        return Room(export.spec, size, free.get(export.name, size), export.catalog.reserved)
+        available = free.get(export.name, size)
+        return Room(export.spec, size, available, export.catalog.reserved, held=export.copies.held())
 
     monkeypatch.setattr(Export, "room", room)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import subprocess
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.volumes.answers import answer
@@ -90,6 +94,29 @@ def test_a_replica_that_is_left_out_does_not_hold_back_the_status(ground: Ground
     export.start()
     eventually(lambda: export.settled, "the status waits for what nobody will attach", SETTLE - 5)
     assert phase(export) == "Halted"
+
+
+def test_an_export_without_inodes_takes_no_new_volume_and_says_so(ground: Ground) -> None:
+    export = ground.export(ground.spec())
+    root = Path(export.spec.replicas[0].mount_path)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=40", "none", str(root)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        export.start()
+        eventually(lambda: export.ready, "it is not ready")
+        assert (export.room().problem, export.message) == ("", "")
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                (root / f"file-{number}").touch()
+        eventually(lambda: "no inode left" in export.room().problem, "it takes volumes")
+        assert "no inode left" in export.status().message and export.room().available > 0
+        for path in root.glob("file-*"):
+            path.unlink()
+        eventually(lambda: not export.room().problem, "it takes none")
+    finally:
+        export.stop()
+        subprocess.run(["umount", "-l", str(root)], check=True)
 
 
 def test_the_status_waits_no_longer_than_its_deadline(ground: Ground) -> None:

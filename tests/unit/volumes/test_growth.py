@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nfs_provisioner.errors import RetryLater
 from nfs_provisioner.kube.api import EVENT, PV, PVC, STORAGE_CLASS, Api, Conflict
 from nfs_provisioner.kube.events import EventWriter
 from nfs_provisioner.metrics import Metrics
+from nfs_provisioner.volumes import growth
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.growth import grow
 from nfs_provisioner.volumes.objects import Claim, Volume, claim_from, volume_from
@@ -106,6 +108,34 @@ def test_a_growth_that_does_not_fit_says_so_beside_the_conditions_of_others(case
     found = {condition["type"]: condition for condition in case.claim()["status"]["conditions"]}
     assert set(found) == {FOREIGN["type"], "ControllerResizeError"}
     assert "web" in found["ControllerResizeError"]["message"]
+
+
+def test_a_growth_that_does_not_fit_is_told_with_the_size_that_is_asked_for_now(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.record = replace(case.record, requested=1 << 30)
+    case.export.spec = replace(case.export.spec, capacity=3 << 29)
+    case.export.start()
+    eventually(lambda: case.export.ready, "it is not attached")
+    case.export.catalog.put(case.record)
+
+    def refused(asked: str) -> tuple[str, str]:
+        case.api.patch(PVC, "data", {"spec": {"resources": {"requests": {"storage": asked}}}}, namespace="default")
+        with pytest.raises(RetryLater):
+            case.grow(case.seen())
+        status = case.claim()["status"]
+        (condition,) = status["conditions"]
+        return status["allocatedResources"]["storage"], condition["message"].partition(":")[0]
+
+    assert refused("2Gi") == ("2Gi", "export web lacks 512Mi")
+    assert refused("5Gi") == ("5Gi", "export web lacks 3.5Gi")
+    assert refused("3Gi") == ("3Gi", "export web lacks 1.5Gi")
+    before = case.claim()
+    case.export.spec = replace(case.export.spec, capacity=2 << 30)
+    assert refused("3Gi") == ("3Gi", "export web lacks 1.5Gi")
+    assert case.claim() == before, "each change of others' figures writes, which brings the claim back, and so on"
+    monkeypatch.setattr(growth, "FIGURES_FOR", timedelta(0))
+    assert refused("3Gi") == ("3Gi", "export web lacks 1Gi")
 
 
 def test_a_condition_written_meanwhile_is_not_lost(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

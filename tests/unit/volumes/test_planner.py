@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,6 +216,44 @@ def test_a_clone_needs_the_space_that_its_source_takes(clones: Clones, monkeypat
     assert clones.plan().clone_from == "pv-old"
 
 
+def test_h35_clones_that_are_decided_at_one_moment_are_not_given_the_same_free_space(
+    clones: Clones, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them have read the figures before any of them is counted, if that can be."""
+    clones.live("mail", requested=GI)
+    mail = clones.registry.get("mail")
+    assert mail is not None
+    mail.usage.fill({"pv-old": (3 * GI, 7, 1.0, False)})
+    with_room(monkeypatch, mail=9 * GI)
+    inner, start = Export.room, threading.Barrier(5)
+
+    def room(export: Export) -> Room:
+        found = inner(export)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            start.wait(0.2)
+        return found
+
+    monkeypatch.setattr(Export, "room", room)
+    raw: dict[str, Any] = {"metadata": {"name": "nfs"}, "provisioner": OURS}
+    planner = Planner(clones.registry, lambda _name: raw, OURS, find_volume=clones.volumes.get)
+
+    def ask(number: int) -> str:
+        asked = claim(uid=f"uid-{number}", name=f"c{number}", data_source=DataSource("PersistentVolumeClaim", "old"))
+        try:
+            return planner.plan(Situation(asked.key, asked)).export.name
+        except NoRoom as refusal:
+            return refusal.message
+
+    with ThreadPoolExecutor(5) as pool:
+        answers = sorted(pool.map(ask, range(5)))
+    assert answers[3:] == ["mail", "mail"]
+    words = r"lacks 2.5Gi of really free space: 9Gi are free, 6Gi of them are for clones that are being copied, "
+    assert all(re.search(words, answer) for answer in answers[:3]), answers
+    for number in range(5):
+        planner.drop(f"pvc-uid-{number}")
+    assert mail.copies.held() == 0
+
+
 # -- room -------------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +271,25 @@ def test_h35_a_full_export_is_left_for_the_next_and_only_then_a_claim_waits(two:
         plain(two, "uid-late", GI)
 
 
+def test_a_claim_goes_to_the_next_export_that_fits_when_one_fails_and_to_each_in_turn(two: Registry) -> None:
+    """However much space they say they have: web has less, and other claims are not warned."""
+    tell(two, "mail", generation=2, capacity="20Gi")
+    tell(two, "small", capacity="1Mi")
+    raw: dict[str, Any] = {"metadata": {"name": "nfs"}, "provisioner": OURS}
+    planner, asked = Planner(two, lambda _name: raw, OURS), claim()
+
+    def tried(failed: bool = True) -> str:
+        export = planner.plan(Situation(asked.key, asked)).export.name
+        planner.drop(asked.key, failed=failed)
+        return export
+
+    assert [tried() for _ in range(5)] == ["mail", "web", "mail", "web", "mail"]
+    assert plain(two, "uid-other", GI) == "mail"
+    assert tried(failed=False) == "web"
+    planner.finish(asked.key)
+    assert tried() == "mail", "how it went before is forgotten"
+
+
 def test_h35_a_restore_is_promised_its_size_anew(two: Registry) -> None:
     """Its files take their space already, but nothing was promised for them while it was an archive."""
     old = {RESTORE_ARCHIVE: "archived-old"}
@@ -241,6 +300,36 @@ def test_h35_a_restore_is_promised_its_size_anew(two: Registry) -> None:
     ) as refused:
         plain(two, "uid-heir", GI, **old)
     assert refused.value.exports == ("web",)
+
+
+def retained(of: Registry, size: int) -> dict[str, str]:
+    """A retained volume of that size on web; what a claim says that is to have it."""
+    web = of.get("web")
+    assert web is not None
+    web.catalog.put(record(State.RETAINED, pv="pv-kept", directory="kept", requested=size))
+    return {RESTORE_ARCHIVE: "kept"}
+
+
+def test_h35_the_restore_of_a_retained_volume_is_promised_only_what_it_asks_for_beyond_its_size(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    for uid in ("uid-0", "uid-1"):
+        plain(two, uid, (4 if uid == "uid-1" else 10) * GI)
+    with pytest.raises(NoRoom, match=r"^export web lacks 1Gi: 10Gi of 10Gi are promised and 1Gi are wanted$"):
+        plain(two, "uid-larger", 7 * GI, **kept)
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
+
+
+def test_h35_two_restores_of_one_retained_volume_are_not_both_given_its_space(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
+    with pytest.raises(NoRoom, match="export web lacks 2Gi"):
+        plain(two, "uid-rival", 6 * GI, **kept)
+
+
+def test_h35_a_retained_volume_is_restored_on_an_export_that_became_too_small_for_it(two: Registry) -> None:
+    kept = retained(two, 6 * GI)
+    tell(two, "web", generation=2, capacity="5Gi")
+    assert plain(two, "uid-heir", 6 * GI, **kept) == "web"
 
 
 def test_a_restore_does_not_mind_the_reserve(two: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

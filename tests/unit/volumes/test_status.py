@@ -61,8 +61,21 @@ def test_what_is_not_known_is_left_out_and_never_null() -> None:
         "promotion",
         "unmanaged",
         "lastHandledRequest",
+        "reserved",
+        "volumes",
+        "archives",
     }.isdisjoint(made)
     assert None not in made.values()
+
+
+def test_what_was_promised_and_decided_stays_while_it_is_not_known_and_what_is_free_does_not() -> None:
+    """Who was promoted last must not be forgotten because of a controller that could not look."""
+    known = written(replace(READY, handled={"request": "accept", "result": "Done"}))
+    made = written(ExportStatus(5, "Halted", "not a quantity", usable=False), known)
+    stays = ("reserved", "volumes", "archives", "active", "epoch", "promotion", "lastHandledRequest")
+    assert {key: made[key] for key in stays} == {key: known[key] for key in stays}
+    assert {"capacity", "used", "available", "unmanaged"}.isdisjoint(made)
+    assert written(READY, known)["reserved"] == "10Mi"
 
 
 def test_a_condition_keeps_the_moment_it_changed() -> None:
