@@ -117,7 +117,8 @@ def test_a_leader_change_does_not_show_a_pair_as_degraded(cluster: Cluster) -> N
         eventually(lambda leader=leader: leader.all()[0].settled, "nothing is known of the pair")  # type: ignore[misc]
         cluster.registry.publish("web")
     cluster.is_in("web", "Ready")
-    assert cluster.phases["web"][-1:] == ["Ready"] and "Degraded" not in cluster.phases["web"]
+    eventually(lambda: cluster.phases["web"][-1:] == ["Ready"], "the watch tells something else")
+    assert "Degraded" not in cluster.phases["web"]
 
 
 def test_a_count_that_nobody_called_for_is_told_at_the_next_write(
@@ -148,7 +149,7 @@ def test_the_younger_of_two_exports_in_one_directory_is_refused_until_the_older_
     assert second is not None and not second.attachments()
     cluster.api.delete(NFS_EXPORT, "first")
     cluster.is_in("second", "Ready")
-    assert cluster.phases["second"] == ["Halted", "Ready"]
+    eventually(lambda: cluster.phases["second"] == ["Halted", "Ready"], "the watch tells something else")
 
 
 def test_an_export_whose_directory_is_taken_by_an_older_one_lets_go_of_it(cluster: Cluster) -> None:
