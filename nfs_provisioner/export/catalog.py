@@ -37,9 +37,8 @@ class Catalog:
         self._owned = OwnedDirectories()
         self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
         self._given_up_archives: set[str] = set()
-        self._heirs: dict[
-            str, set[str]
-        ] = {}  # PV -> PVs of volumes that reserve and are to have, or got, its directory
+        # PV -> PVs of volumes that reserve and are to have, or got, its directory
+        self._heirs: dict[str, set[str]] = {}
         self._given_up_kept = 1000  # how many were left after the last time the old ones were dropped
         self._reserved = 0
         self.filled = False  # once at least: before that, nothing in here tells what there is
@@ -208,8 +207,9 @@ class Catalog:
 
     def _insert(self, record: VolumeRecord) -> None:
         if record.state in RESERVING and record.origin is not None:
-            self._reserved -= self._share(self._records.get(record.origin))
+            before = self._share(self._records.get(record.origin))
             self._heirs.setdefault(record.origin, set()).add(record.pv)
+            self._reserved += self._share(self._records.get(record.origin)) - before
         self._records[record.pv] = record
         if record.holds_directory:
             self._owned.add(record.directory, record.pv)
@@ -228,10 +228,11 @@ class Catalog:
             self._owned.discard(record.target, pv)
         origin = record.origin or ""
         if origin in self._heirs:
+            before = self._share(self._records.get(origin))
             self._heirs[origin].discard(pv)
             if not self._heirs[origin]:
                 del self._heirs[origin]
-                self._reserved += self._share(self._records.get(origin))
+            self._reserved += self._share(self._records.get(origin)) - before
 
     def _share(self, record: VolumeRecord | None) -> int:
         """With how much a record that is in here counts."""

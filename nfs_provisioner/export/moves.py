@@ -181,7 +181,11 @@ def finishing(
 
 
 def _ended(store: Store, record: VolumeRecord) -> str:
-    """When a move ended. An archive's age decides about it one day: of both clocks, the one that says later (H56)."""
+    """When a move ended. An archive's age decides about it one day: of both clocks, the one that says later (H56).
+
+    However much later: a machine that begins in 1970 would otherwise date what the next hour may delete. What a server
+    of the future dated is kept until a person purges it.
+    """
     if record.state is not State.ARCHIVING or record.policy.archive_retention is None:
         return store.now()
     server = datetime.fromtimestamp(min(store.server_time(), LATEST), UTC)

@@ -95,6 +95,7 @@ class Copy:
         self._pause = pause
         self._stopping = threading.Event()
         self._counted = self._before = 0, 0  # files and bytes, and those of earlier passes
+        self._compared = 0  # bytes that the pass under way has looked at
         self._skipped: tuple[tuple[str, str], ...] = ()
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"clone-{record.pv}", daemon=True)
@@ -145,9 +146,11 @@ class Copy:
     def _progress(self, counts: Counts) -> None:
         files, size = self._before
         self._counted = files + counts.copied_files, size + counts.copied_bytes
+        self._compared = counts.bytes
 
     def _between(self) -> None:
-        self._before = self._counted
+        files, size = self._counted
+        self._before = files, max(size, self._compared)  # with what an earlier process left
         self._stopping.wait(self._pause)
 
 
@@ -243,7 +246,7 @@ def _not_clean(source: VolumeRecord, result: Result) -> NfsProvisionerError:
     if result.errors:
         said = "; ".join(f"{path}: {why}" for path, why in result.errors[:NAMED])
         return RetryLater(f"copying claim {source.claim}: {said}")
-    names = ", ".join([*result.unstable, *sorted(result.deferred)][:NAMED]) or "its directories"
+    names = ", ".join([*result.unstable, *result.different, *sorted(result.deferred)][:NAMED]) or "its directories"
     return RetryLater(
         f"copying claim {source.claim}: files keep changing, after {PASSES} passes still {names}. Stop what writes to "
         "that claim (scale its pods to zero) until this one is Bound; what is copied stays, and it is tried again"

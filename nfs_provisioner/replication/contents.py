@@ -24,10 +24,7 @@ _NO_COPY_RANGE = frozenset({errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL, errno.E
 _NO_ATTRIBUTES = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EACCES})
 
 PRIVILEGED = os.geteuid() == 0
-_NOT_HELD = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSYS}) | (
-    # For root it is a fault like any other. Others may not write attributes of files that are read-only by then.
-    frozenset() if PRIVILEGED else frozenset({errno.EACCES})
-)
+_NOT_HELD = frozenset({errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.E2BIG, errno.ERANGE, errno.ENOSYS})
 _NOATIME = os.O_NOATIME if PRIVILEGED else 0
 
 Attributes = dict[str, bytes]
@@ -161,8 +158,12 @@ def attributes(file: int | str, holds: Holds) -> Attributes:
     return found
 
 
-def write_attributes(file: int | str, wanted: Attributes, present: Attributes) -> str | None:
-    """Make `present` what is `wanted`. Returns what this side cannot hold, in words, or None; OSError for the rest."""
+def write_attributes(file: int | str, wanted: Attributes, present: Attributes, holds: Holds) -> str | None:
+    """Make `present` what is `wanted`. Returns what this side cannot hold, in words, or None; OSError for the rest.
+
+    Who may not give files away may not write attributes either once a file is read-only; for others that is a fault.
+    """
+    not_held = _NOT_HELD if holds.owners else _NOT_HELD | {errno.EACCES}
     follow = isinstance(file, int)
     for name in present.keys() - wanted.keys():
         os.removexattr(file, name, follow_symlinks=follow)
@@ -172,7 +173,7 @@ def write_attributes(file: int | str, wanted: Attributes, present: Attributes) -
             try:
                 os.setxattr(file, name, value, follow_symlinks=follow)
             except OSError as error:
-                if error.errno not in _NOT_HELD and not (error.errno == errno.ENOSPC and _has_room(file)):
+                if error.errno not in not_held and not (error.errno == errno.ENOSPC and _has_room(file)):
                     raise
                 failed.append(f"{name}: {error.strerror}")
     return f"extended attributes not carried: {', '.join(failed)}" if failed else None

@@ -146,7 +146,7 @@ class Copier:
         if self.lets_in(place.found.st_mode):
             contents.set_access(target, place.found, os.fstat(target), self._holds)
         wanted = contents.attributes(place.source, self._holds)
-        why = contents.write_attributes(target, wanted, contents.attributes(target, self._holds))
+        why = contents.write_attributes(target, wanted, contents.attributes(target, self._holds), self._holds)
         if why is not None:
             done.skipped.append((place.path, why))
         os.utime(target, ns=(place.found.st_atime_ns, place.found.st_mtime_ns))
@@ -293,7 +293,7 @@ class Copier:
                 copied = contents.copy_content(fd, out, found, self._between)
                 wanted = contents.attributes(fd, self._holds)
                 self._own(out, found, mode)
-                why = contents.write_attributes(out, wanted, {}) if wanted else None
+                why = contents.write_attributes(out, wanted, {}, self._holds) if wanted else None
                 os.utime(out, ns=(found.st_atime_ns, found.st_mtime_ns))
                 if self._sync_each:
                     os.fsync(out)
@@ -330,7 +330,7 @@ class Copier:
         if not link and self._holds.modes:
             os.chmod(staged, stat.S_IMODE(found.st_mode), dir_fd=into)
         wanted = contents.attributes(contents.by_path(source, name), self._holds)
-        why = contents.write_attributes(contents.by_path(into, staged), wanted, {}) if wanted else None
+        why = contents.write_attributes(contents.by_path(into, staged), wanted, {}, self._holds) if wanted else None
         os.utime(staged, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=into, follow_symlinks=False)
         return os.stat(name, dir_fd=source, follow_symlinks=False), 0, why
 

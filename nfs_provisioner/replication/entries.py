@@ -17,9 +17,6 @@ from operator import attrgetter
 MARGIN_NS = 2_000_000_000
 """A source ctime younger than the last clean pass less this is distrusted: time stamps are as coarse as 2 s (FAT)."""
 
-APART_NS = 86_400_000_000_000
-"""Two clocks that nobody compared are not further apart than this."""
-
 FAR_NS = 1 << 70
 """Later than any time that Linux knows."""
 
@@ -127,8 +124,7 @@ class Rules:
     `base` is the source's time of the last clean pass (ns); None: there was none. `one_clock` says that both sides are
     stamped by this machine's clock; then, without a base, a target entry's ctime tells when it was copied at the
     latest. `checksum` looks at everything in depth. `device` is the st_dev of the source. `cached`: what the source
-    shows may be what an NFS client remembers, so a second look has to ask the server. `replaced`: the directory is not
-    the one that was copied here, so old times in it say nothing.
+    shows may be what an NFS client remembers, so a second look has to ask the server.
     """
 
     holds: Holds = FULL
@@ -137,12 +133,11 @@ class Rules:
     checksum: bool = False
     device: int = 0
     cached: bool = False
-    replaced: bool = False
 
     @property
     def strict(self) -> Rules:
         """For a directory that is not the one it was: what lies in it may be old, and was still never compared."""
-        return replace(self, base=None, one_clock=False, replaced=True)
+        return replace(self, base=None, one_clock=False)
 
     def suspicious(self, source: os.stat_result, target: os.stat_result) -> bool:
         """Whether the source may have changed since it was copied, although it looks equal."""
@@ -151,14 +146,6 @@ class Rules:
         if not self.one_clock or source.st_nlink > 1 or target.st_nlink > 1:
             return True  # links made or removed move the target's ctime as well
         return source.st_ctime_ns >= target.st_ctime_ns - MARGIN_NS
-
-    def unchanged(self, source: os.stat_result, target: os.stat_result) -> bool:
-        """Whether the source surely has not changed since it was copied: other content is nobody's change then."""
-        if self.replaced:
-            return False
-        if self.base is not None:
-            return not self.suspicious(source, target)
-        return source.st_ctime_ns < target.st_ctime_ns - (MARGIN_NS if self.one_clock else APART_NS)
 
 
 def decide(source: os.stat_result, target: os.stat_result | None, rules: Rules) -> Action:

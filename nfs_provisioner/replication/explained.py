@@ -37,6 +37,10 @@ def explained(report: Report) -> str:
     parts = [f"{path}: {why}" for path, why in (*report.errors[:NAMED], *report.skipped[:NAMED])]
     if report.foreign:
         parts.insert(0, not_ours(report.foreign))
+    if report.different:
+        parts.insert(
+            0, f"same size and times, other content, kept on both sides: {', '.join(report.different[:NAMED])}"
+        )
     if report.waiting:
         parts.append(f"{report.waiting} deletions wait for confirmation")
     if report.unstable_count:

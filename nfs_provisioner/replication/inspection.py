@@ -57,7 +57,7 @@ class Inspector:
     def is_rot(self, found: os.stat_result, was: os.stat_result, rules: Rules) -> bool:
         """Whether other content is to be named, and kept on both sides (H30); else it is the source's change."""
         looking = self._rules.checksum and self._copier.dry_run
-        return same_content(found, was, self._holds) and (looking or rules.unchanged(found, was))
+        return same_content(found, was, self._holds) and (looking or not rules.suspicious(found, was))
 
     def _same_inside(
         self, place: Place, name: str, found: os.stat_result, target: int, was: os.stat_result
@@ -139,7 +139,9 @@ class Inspector:
                     return
                 self._guard()
                 contents.set_access(theirs_fd, found, os.fstat(theirs_fd), self._holds)
-                why = contents.write_attributes(theirs_fd, wanted, contents.attributes(theirs_fd, self._holds))
+                why = contents.write_attributes(
+                    theirs_fd, wanted, contents.attributes(theirs_fd, self._holds), self._holds
+                )
                 if why is not None:
                     done.skipped.append((path, why))
                 done.mended += 1
@@ -168,7 +170,9 @@ class Inspector:
             self._guard()
             if not access:
                 contents.set_access(place.target, found, was, self._holds)
-            why = contents.write_attributes(place.target, wanted, contents.attributes(place.target, self._holds))
+            why = contents.write_attributes(
+                place.target, wanted, contents.attributes(place.target, self._holds), self._holds
+            )
             if why is not None:
                 done.skipped.append((place.path, why))
         except OSError as error:

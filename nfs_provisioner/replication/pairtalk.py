@@ -99,6 +99,7 @@ class Report:
     unstable: tuple[str, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     errors: tuple[tuple[str, str], ...] = ()
+    different: tuple[str, ...] = ()
     unstable_count: int = 0
     skipped_count: int = 0
     deferred: int = 0

@@ -223,6 +223,7 @@ class VolumePass:
             unstable=tuple(result.unstable[:SHOWN]),
             skipped=tuple(result.skipped[:SHOWN]),
             errors=tuple(result.errors[:SHOWN]),
+            different=tuple(result.different[:SHOWN]),
             unstable_count=len(result.unstable),
             skipped_count=len(result.skipped),
             deferred=len(result.deferred),

@@ -40,10 +40,10 @@ class Copies:
                 self._copies.setdefault(record.pv, _Copy(record.clone_of))
 
     def wrote(self, pv: str, size: int) -> None:
-        """So many bytes of it are written."""
+        """So many bytes of it are written. A copy that is begun again counts anew; what is there stays written."""
         with self._lock:
             if pv in self._copies:
-                self._copies[pv].written = size
+                self._copies[pv].written = max(self._copies[pv].written, size)
 
     def drop(self, pv: str) -> None:
         """It came to nothing before anything was written."""

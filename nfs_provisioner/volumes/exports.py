@@ -152,8 +152,8 @@ class Export:
                 self._accepted = None  # only now: what agrees with it has been assigned, too
             became_ready = loaded is not None and self._active is changed
         self._services.on_status(self.name)
-        if loaded is not None:
-            self._wake.set()  # a pair must know its members before one of them can be replaced
+        if loaded is not None or self.seen.request:
+            self._wake.set()  # a pair must know its members before one of them can be replaced; a request may wait
         if became_ready:
             self.measuring.wake()
             self._services.on_ready(self.name)
@@ -415,6 +415,8 @@ class Export:
                 return f"replica {replica} is in use already; there was nothing to accept"
             if attachment.view().facts is None:
                 raise RetryLater(f"replica {replica} cannot be looked at: {attachment.message}")
+            if not self.settled:  # what is only not known yet is no reason to refuse what a person asks for
+                raise RetryLater(f"the replicas of export {self.name} are still being looked at")
             self._accepted = replica
             self._evaluate()
             if replica not in self._verdict.attach:  # nobody vouched for whatever turns up there later

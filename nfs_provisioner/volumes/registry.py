@@ -35,6 +35,7 @@ from nfs_provisioner.volumes.status import ExportStatus, status_object, urgent
 log = logging.getLogger(__name__)
 
 COUNTS_EVERY = 60.0  # seconds
+SHARED_EVERY = 5.0  # seconds between two looks at which exports lie on one disk
 RETRY = 10.0  # seconds before an API write that failed is tried again
 AFTER_CONFLICT = 0.5  # seconds in which the watch brings what somebody else wrote
 _NEEDED = frozenset({State.LIVE, State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
@@ -92,7 +93,8 @@ class Registry:
         check: Callable[[], None],
     ) -> None:
         self._api = api
-        self._services = replace(services, shared=lambda name: self._shared().get(name, ""), on_ready=self._ready)
+        self._services = replace(services, shared=self._shared, on_ready=self._ready)
+        self._on_one_disk: tuple[float, dict[str, str]] = 0.0, {}  # moment, and what was found
         self._on_ready = services.on_ready
         self._mount_root = mount_root
         self._has_volumes = has_volumes
@@ -254,10 +256,16 @@ class Registry:
         for export in self.all():
             _refuse(export, found.get(export.name, ""))
 
-    def _shared(self) -> dict[str, str]:
+    def _shared(self, name: str) -> str:
+        """What was found a moment ago: each export asks with each status, and all are looked at for each."""
+        if time.monotonic() - self._on_one_disk[0] > SHARED_EVERY:
+            self._look_at_disks()
+        return self._on_one_disk[1].get(name, "")
+
+    def _look_at_disks(self) -> dict[str, str]:
         """Exports that promise a file system that is not theirs alone, as far as they were seen. Takes no lock: an
         export asks with its own held."""
-        return warnings(
+        found = warnings(
             Ground(
                 export.name,
                 export.spec.capacity is not None,
@@ -266,10 +274,12 @@ class Registry:
             )
             for export in self._sorted
         )
+        self._on_one_disk = time.monotonic(), found
+        return found
 
     def _ready(self, name: str) -> None:
         self._on_ready(name)
-        for other in self._shared():  # of whom some were alone on it so far
+        for other in self._look_at_disks():  # of whom some were alone on it so far
             self.publish(other)
 
     # -- publishing -----------------------------------------------------------------------------------------------
@@ -339,7 +349,8 @@ class Registry:
             moment, before = 0.0, dict(obj.status)
         after = status_object(status, before, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         age = time.monotonic() - moment
-        self.publish(obj.name, after=max(1.0, COUNTS_EVERY - age))  # nobody calls for a count, or for the lag
+        left = COUNTS_EVERY - age if age < COUNTS_EVERY else COUNTS_EVERY
+        self.publish(obj.name, after=max(1.0, left))  # nobody calls for a count, or for the lag
         if after == before or (not urgent(before, after) and age < COUNTS_EVERY):
             return
         if age < 1.0:

@@ -43,12 +43,12 @@ class Retention:
     def __init__(self, clock: Callable[[], float], wall: Callable[[], float] = time.time) -> None:
         self._clock, self._wall = clock, wall
         self._mine, self._servers = Steady(), Steady()
-        self._seen: dict[str, float] = {}
+        self._seen: dict[tuple[str, str], float] = {}  # by PV and `since`: another archive is another one to watch
         self._mine.at(clock(), wall())  # as early as can be: a jump before the first archive is one, too
 
     def begin_anew(self) -> None:
-        """The catalog was filled, perhaps from another server: what was seen of its archives before counts no more."""
-        self._seen, self._servers = {}, Steady()
+        """The catalog was filled, perhaps from another server, whose clock was not looked at yet."""
+        self._servers = Steady()
 
     def due(
         self, archives: Iterable[VolumeRecord], server_time: Callable[[], float]
@@ -59,9 +59,9 @@ class Retention:
         """
         now, wall = self._clock(), self._wall()
         mine = self._mine.at(now, wall)
-        kept = {record.pv: record for record in archives if record.policy.archive_retention is not None}
-        self._seen = {pv: self._seen.get(pv, now) for pv in kept}
-        watched = [r for pv, r in kept.items() if now - self._seen[pv] >= min(_keep(r), LONGEST_WATCH)]
+        kept = {_archive(record): record for record in archives if record.policy.archive_retention is not None}
+        self._seen = {archive: self._seen.get(archive, now) for archive in kept}
+        watched = [r for archive, r in kept.items() if now - self._seen[archive] >= min(_keep(r), LONGEST_WATCH)]
         claimed = [record for record in watched if wall - moment(record.since) >= _keep(record)]
         if not claimed and (self._servers.seen or not kept):
             return [], []
@@ -70,11 +70,15 @@ class Retention:
 
         def over(record: VolumeRecord) -> bool:
             """What was watched for all its time is as old as that, whatever a clock said at first."""
-            watch = now - self._seen[record.pv]
+            watch = now - self._seen[_archive(record)]
             ages = (reading - moment(record.since), *(max(t - moment(record.since), watch) for t in (mine, servers)))
             return min(ages) >= _keep(record)
 
         return [record for record in claimed if over(record)], [record for record in claimed if not over(record)]
+
+
+def _archive(record: VolumeRecord) -> tuple[str, str]:
+    return record.pv, record.since
 
 
 def _keep(record: VolumeRecord) -> float:

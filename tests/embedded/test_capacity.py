@@ -14,6 +14,7 @@ import pytest
 from nfs_provisioner.kube.api import EVENT, NFS_EXPORT, PV, PVC
 from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE
 from tests.embedded.site import MI, Site
+from tests.plugins.packages import unavailable
 
 Json = dict[str, Any]
 SOON = 15.0  # seconds: far below what a volume waits that nobody wakes
@@ -172,7 +173,7 @@ def test_a_claim_goes_to_the_next_export_when_one_cannot_write_whatever_it_says(
     """web has more space, and no inode left."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=40", "none", str(site.root)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
+        unavailable("mounts nothing")
     try:
         site.make_export("next", capacity="1Gi")
         site.make_class("both", export="web,next")

@@ -151,6 +151,23 @@ def test_h35_a_retained_volume_and_the_one_that_gets_its_directory_count_once(ca
     assert catalog.reserved == 0
 
 
+@pytest.mark.parametrize("state", [State.LIVE, State.ORPHANED, State.ARCHIVED, State.RETAINED])
+def test_h35_a_volume_that_is_in_use_again_while_it_was_to_be_inherited_counts_once(
+    catalog: Catalog, state: State
+) -> None:
+    """Whatever the origin is when its heir comes or goes, what is reserved is a fresh count."""
+    kept = replace(live("old", "old"), state=State.RETAINED)
+    heir = replace(volume("heir", "heir"), origin="old")
+    for first, then in ((kept, replace(kept, state=state)), (replace(kept, state=state), kept)):
+        catalog.put(first)
+        catalog.put(heir)
+        catalog.put(then)
+        catalog.drop("heir")
+        assert catalog.reserved == (then.requested if then.state in RESERVING else 0)
+        catalog.drop("old")
+        assert catalog.reserved == 0
+
+
 @pytest.mark.parametrize("heir_first", [False, True])
 def test_h35_what_was_read_from_disk_counts_once_in_whatever_order(catalog: Catalog, heir_first: bool) -> None:
     kept = replace(live("old", "old"), state=State.RETAINED)

@@ -19,6 +19,7 @@ from nfs_provisioner.errors import RefusedForSafety, RetryLater
 from nfs_provisioner.replication import plain, tree
 from nfs_provisioner.replication.passes import Job, Result, run_pass
 from nfs_provisioner.replication.usage import UsageIndex
+from tests.plugins.packages import unavailable
 from tests.plugins.passes import descriptors
 
 ROOT = os.geteuid() == 0
@@ -485,7 +486,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 
     def mount(place: Path, options: str) -> None:
         if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], check=False).returncode:
-            pytest.skip("this machine does not let us mount")
+            unavailable("mounts nothing")
         places.append(place)
 
     yield mount

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from nfs_provisioner.replication.explained import explained
+from nfs_provisioner.replication.pairtalk import Report
 from nfs_provisioner.replication.stops import Stops
 
 
@@ -38,3 +42,12 @@ def test_what_a_volume_that_went_had_is_forgotten() -> None:
     stops.trouble("", "closed")
     stops.keep({"three"})
     assert (stops.refused, stops.troubled) == ("", "closed")
+
+
+def test_what_keeps_a_pass_from_being_clean_is_always_told() -> None:
+    report = Report(clean=False, began=0)
+    unclean = (
+        {"different": ("file",)}, {"foreign": ("file",)}, {"errors": (("file", "why"),)}, {"deferred": 1},
+        {"unstable": ("file",), "unstable_count": 1}, {"waiting": 1},
+    )  # fmt: skip
+    assert all(explained(replace(report, **why)) for why in unclean)  # type: ignore[arg-type]

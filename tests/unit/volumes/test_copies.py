@@ -41,6 +41,14 @@ def test_what_is_written_is_held_until_the_file_system_was_looked_at(copies: Cop
     assert copies.held() == 700
 
 
+def test_a_copy_that_is_begun_again_does_not_hold_once_more_what_is_written(copies: Copies) -> None:
+    copies.wrote("clone", 900)
+    copies.looked()
+    copies.wrote("clone", 0)
+    copies.looked()
+    assert copies.held() == 100
+
+
 @pytest.mark.parametrize("after", [replace(CLONE, copied=True), replace(CLONE, state=State.LIVE), None], ids=str)
 def test_a_copy_that_is_over_holds_nothing_after_the_next_look(copies: Copies, catalog: Catalog, after: object) -> None:
     catalog.drop("clone") if after is None else catalog.put(after)  # type: ignore[arg-type]

@@ -10,13 +10,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from nfs_provisioner.export.identity import Remembered
 from nfs_provisioner.volumes.answers import answer
 from nfs_provisioner.volumes.exports import SETTLE, Export
 from nfs_provisioner.volumes.services import Seen
 from tests.plugins.hang import HangingDirectory
+from tests.plugins.packages import unavailable
 from tests.unit.volumes.conftest import Ground, eventually
 
 WHY = "NFSExport web: spec.replicas[0].mountPath is another's"
@@ -96,12 +95,36 @@ def test_a_replica_that_is_left_out_does_not_hold_back_the_status(ground: Ground
     assert phase(export) == "Halted"
 
 
+def test_who_vouches_for_a_replica_while_the_other_is_not_seen_yet_waits_and_is_not_refused(
+    tmp_path: Path, ground: Ground
+) -> None:
+    """Right after a start: the request stands on the object for good, and would be answered for good."""
+    spec = ground.spec(replicas="ab")
+    (tmp_path / "backing-b").mkdir()
+    with HangingDirectory(tmp_path / "backing-b", Path(spec.replicas[1].mount_path)) as slow:
+        first = ground.export(spec)
+        first.start()
+        eventually(lambda: phase(first) == "Ready", "the pair is not Ready")
+        first.stop()
+        slow.hang()
+        request = Seen(request="accept --replica a epoch=0")
+        export = Export(spec, request, replace(ground.services(), cluster="another"))
+        ground.made.append(export)
+        export.start()
+        eventually(lambda: any(a.view().facts is not None for a in export.attachments()), "a is not looked at")
+        assert answer(export, request.request) is None
+        slow.release()
+        eventually(lambda: phase(export) == "Ready", "the pair is not Ready")
+        eventually(lambda: export.status().handled is not None, "the request is not answered")
+        assert (export.status().handled or {})["result"] == "Done"
+
+
 def test_an_export_without_inodes_takes_no_new_volume_and_says_so(ground: Ground) -> None:
     export = ground.export(ground.spec())
     root = Path(export.spec.replicas[0].mount_path)
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m,nr_inodes=40", "none", str(root)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
+        unavailable("mounts nothing")
     try:
         export.start()
         eventually(lambda: export.ready, "it is not ready")

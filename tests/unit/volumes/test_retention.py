@@ -99,6 +99,20 @@ def test_h56_nor_a_jump_before_the_first_archive_was_seen_or_the_catalog_was_fil
     assert clocks.purged_after(record, 2 * HOUR) is None
 
 
+def test_a_catalog_that_is_filled_again_and_again_does_not_begin_the_watch_anew() -> None:
+    """As when a server comes and goes; and when the machine had no time of its own at first."""
+    clocks = Clocks(ahead=-50 * YEAR)
+    record = archived(WALL)
+    assert not clocks.purged(record)
+    clocks.ahead = 0.0
+    for _ in range(40):
+        assert clocks.purged_after(record, KEEP / 50) is None
+        clocks.retention.begin_anew()
+    assert clocks.purged_after(record, KEEP) == pytest.approx(KEEP * 0.2, abs=DAY)
+    again = replace(record, since=archived(WALL + clocks.passed).since)
+    assert not clocks.purged(again), "another archive of the same volume is as old as that one"
+
+
 def test_h56_nor_a_second_jump_after_the_first_was_set_right() -> None:
     clocks = Clocks(ahead=YEAR, server_ahead=YEAR)  # wrong from the beginning, which nothing here can tell
     record = archived(WALL)
