@@ -50,4 +50,4 @@ def test_what_keeps_a_pass_from_being_clean_is_always_told() -> None:
         {"different": ("file",)}, {"foreign": ("file",)}, {"errors": (("file", "why"),)}, {"deferred": 1},
         {"unstable": ("file",), "unstable_count": 1}, {"waiting": 1},
     )  # fmt: skip
-    assert all(explained(replace(report, **why)) for why in unclean)  # type: ignore[arg-type]
+    assert all(explained(replace(report, **why)) for why in unclean)
