@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,6 +134,24 @@ def test_a_count_that_nobody_called_for_is_told_at_the_next_write(
     known = export.status
     monkeypatch.setattr(export, "status", lambda: dataclasses.replace(known(), unmanaged=7))
     eventually(lambda: cluster.status("web").get("unmanaged") == 7, "the count stays as it was", 6.0)
+
+
+def test_an_export_in_which_nothing_changes_is_looked_at_once_a_minute_and_not_all_the_time(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "COUNTS_EVERY", 0.5)
+    cluster.make("web", "web")
+    cluster.is_in("web", "Ready")
+    export = cluster.registry.get("web")
+    assert export is not None
+    known = export.status()
+    monkeypatch.setattr(export, "status", lambda: known)  # whatever becomes of the disk
+    moments = cluster.registry._written
+    eventually(lambda: time.monotonic() - moments["web"][1] > 1.0, "it is written again and again")
+    monkeypatch.setattr(registry, "COUNTS_EVERY", 1.5)  # the last write is longer ago, or soon will be
+    eventually(lambda: time.monotonic() - moments["web"][1] > 2.0, "it is written again and again")
+    cluster.registry.publish("web")
+    eventually(lambda: cluster.registry._dirty.get("web", 0.0) > time.monotonic() + 1.2, "it is looked at too soon")
 
 
 def test_the_younger_of_two_exports_in_one_directory_is_refused_until_the_older_goes(cluster: Cluster) -> None:
