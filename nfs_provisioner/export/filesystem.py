@@ -325,3 +325,8 @@ def filesystem_type(fd: int) -> str:
         raise OSError(number, os.strerror(number))
     magic = buffer[0] & 0xFFFFFFFF
     return _MAGIC.get(magic, hex(magic))
+
+
+def is_local(fd: int) -> bool:
+    """Whether the file system's clock and caches are this machine's own."""
+    return filesystem_type(fd) in LOCAL_TYPES

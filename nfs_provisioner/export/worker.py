@@ -236,7 +236,7 @@ def is_local(path: str) -> bool:
     except OSError:
         return False
     try:
-        return filesystem.filesystem_type(fd) in filesystem.LOCAL_TYPES
+        return filesystem.is_local(fd)
     finally:
         os.close(fd)
 

@@ -34,7 +34,7 @@ STOPPING = 5.0  # seconds that somebody waits for a copy to stop; less than a ca
 NAMED = 3  # files named in a message
 _SHOWN = 100
 _THREADS = 16  # over a network
-_NICE = 5  # claims come first
+NICE = 5  # claims come first
 
 
 class CloningWorker(Worker):
@@ -124,17 +124,12 @@ class Copy:
         return CloneStanding(self._record.slim(), running, files, size, self._skipped)
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # a thread's own, on Linux
         try:
-            while not self._turns.acquire(timeout=0.5):
-                self._guard()
-            try:
+            with in_turn(self._turns, self._guard):
                 self._record, result = fill(
                     self._store, self._record, guard=self._guard, progress=self._progress, between=self._between
                 )
                 self._skipped = result.skipped[:_SHOWN]
-            finally:
-                self._turns.release()
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, who asks next must hear of it
             self._error = error
 
@@ -152,6 +147,18 @@ class Copy:
         files, size = self._counted
         self._before = files, max(size, self._compared)  # with what an earlier process left
         self._stopping.wait(self._pause)
+
+
+@contextlib.contextmanager
+def in_turn(turns: threading.Semaphore, guard: Callable[[], None]) -> Iterator[None]:
+    """Wait for one of the turns, in a thread of its own, which gives way to claims; `guard` raises to wait no more."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # a thread's own, on Linux
+    while not turns.acquire(timeout=0.5):
+        guard()
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 def fill(
@@ -194,7 +201,7 @@ def _pass(
     from nfs_provisioner.replication.job import LOCAL_THREADS
     from nfs_provisioner.replication.passes import Job, run_pass
 
-    local = fs.filesystem_type(store.root) in fs.LOCAL_TYPES
+    local = fs.is_local(store.root)
     with (
         clones.opened(store, source) as ours,
         clones.opened(store, clone) as theirs,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from nfs_provisioner.errors import RetryLater
+from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.copier import Copier, Done
 from nfs_provisioner.replication.entries import Rules
@@ -37,7 +38,7 @@ class Course:
 
     def __init__(self, job: Job, began: int, synced: int) -> None:
         self.job, self.began, self.synced = job, began, synced
-        device, cached = os.fstat(job.source).st_dev, not tree.is_local(job.source)
+        device, cached = os.fstat(job.source).st_dev, not fs.is_local(job.source)
         self.rules = Rules(job.holds, job.base, job.one_clock, job.checksum, device, cached)
         self.distant = job.threads > LOCAL_THREADS
         self.chunk = 16 if self.distant else 64

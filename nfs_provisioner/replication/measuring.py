@@ -23,7 +23,7 @@ from nfs_provisioner.export.records import State
 from nfs_provisioner.export.root import Facts
 from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.export.worker import LeaseEnd, main
-from nfs_provisioner.replication.cloning import STOPPING, CloningWorker
+from nfs_provisioner.replication.cloning import NICE, STOPPING, CloningWorker, in_turn
 from nfs_provisioner.replication.indexes import Indexes
 from nfs_provisioner.replication.usage import measure
 from nfs_provisioner.replication.volumes import PASSED
@@ -37,7 +37,6 @@ MOST_WATCHES = 50_000  # each costs the kernel about a kilobyte
 WHOLE_EVERY = 3600.0  # seconds between two looks at all of a watched volume
 WHOLE_COST = 100  # and at the least so many times what the last one took
 GATHER = 0.1  # seconds in which events are gathered
-_NICE = 5  # claims come first
 
 
 class MeasuringWorker(CloningWorker):
@@ -167,14 +166,9 @@ class Look:
         return self._usage
 
     def _run(self) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # a thread's own, on Linux
         try:
-            while not self._turns.acquire(timeout=0.5):
-                self._guard()
-            try:
+            with in_turn(self._turns, self._guard):
                 self._usage = self._measure(self._guard)
-            finally:
-                self._turns.release()
         except Exception as error:  # noqa: BLE001 - the boundary: whatever it is, who asks next must hear of it
             self._error = error
         finally:
@@ -205,7 +199,7 @@ class Events:
             if watcher is None or pv in self._dirty:
                 return
             with contextlib.suppress(NfsProvisionerError, OSError), self._volume(pv) as root:
-                if fs.filesystem_type(root) in fs.LOCAL_TYPES and watcher.watch(pv, lambda: self._volume(pv)):
+                if fs.is_local(root) and watcher.watch(pv, lambda: self._volume(pv)):
                     self._dirty[pv] = set()
 
     def unwatch(self, pv: str) -> None:
@@ -249,7 +243,7 @@ class Events:
 
     def _run(self, watcher: Watcher) -> None:
         """Read events before the kernel's queue is full, and watch new directories."""
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         ready, nothing = select.poll(), select.poll()
         ready.register(watcher.fileno(), select.POLLIN)
         while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from nfs_provisioner.errors import RefusedForSafety, RetryLater
+from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.batch import Batch
 from nfs_provisioner.replication.course import Course
@@ -57,7 +58,7 @@ def _run(course: Course) -> Result:
     ending = Ending(course, batch)
     try:
         with course.workers:
-            if not job.dry_run and tree.is_local(job.source):
+            if not job.dry_run and fs.is_local(job.source):
                 course.sync(job.source, "source")  # so that a later store through mmap moves the mtime
             walk.run()
             ending.link()

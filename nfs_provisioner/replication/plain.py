@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 
 from nfs_provisioner.errors import InvalidInput, RefusedForSafety, RetryLater
-from nfs_provisioner.export.filesystem import is_empty, remove_tree
+from nfs_provisioner.export.filesystem import is_empty, is_local, remove_tree
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.holds import probe
@@ -137,7 +137,7 @@ def _answers(fd: int, attribute: str) -> bool:
 
 
 def _job(source: int, target: int, threads: int | None, progress: Callable[[Counts], None]) -> Job:
-    local = tree.is_local(source) and tree.is_local(target)
+    local = is_local(source) and is_local(target)
     at_hand = local and all(_call_ns(fd) < _SLOW for fd in (source, target))
     return Job(
         source=source,

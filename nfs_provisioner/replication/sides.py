@@ -16,7 +16,6 @@ from nfs_provisioner.export import filesystem as fs
 from nfs_provisioner.export import records
 from nfs_provisioner.export.paths import record_file_name
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, IDENTITY_FILE, Identity, VolumeRecord
-from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.pairtalk import DOUBT, Expected
 from nfs_provisioner.replication.volumes import PASSED
 
@@ -36,7 +35,7 @@ class Side:
         self.path = path
         self.root = fs.open_root(path)
         try:
-            self.local = tree.is_local(self.root)
+            self.local = fs.is_local(self.root)
             self.control = os.open(CONTROL_DIRECTORY, _DIRECTORY, dir_fd=self.root)
             try:
                 self.volumes = os.open("volumes", _DIRECTORY, dir_fd=self.control)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from nfs_provisioner.export.filesystem import LOCAL_TYPES, filesystem_type, root_handle
+from nfs_provisioner.export.filesystem import root_handle
 from nfs_provisioner.replication.entries import DirectoryId
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -259,11 +259,6 @@ def sync_filesystem(fd: int) -> None:
     """syncfs(2). OSError when anything written through this file system since `fd` was opened did not reach it."""
     if _LIBC.syncfs(fd) != 0:
         raise _failed("")
-
-
-def is_local(fd: int) -> bool:
-    """Whether the file system's clock and caches are this machine's own."""
-    return filesystem_type(fd) in LOCAL_TYPES
 
 
 def moment() -> int:

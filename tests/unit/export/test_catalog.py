@@ -12,26 +12,7 @@ import pytest
 from nfs_provisioner.errors import Infeasible, RetryLater
 from nfs_provisioner.export.catalog import Catalog, Full
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
-from tests.unit.export.world import volume
-
-
-class Clock:
-    """A clock that stands until it is set."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def catalog(clock: Clock) -> Catalog:
-    return Catalog(clock=clock)
+from tests.unit.export.world import Clock, volume
 
 
 def live(pv: str, directory: str) -> VolumeRecord:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,14 +70,6 @@ DAMAGED = [
 def test_a_damaged_file_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         decode(data)
-
-
-@pytest.fixture
-def lease() -> Iterator[LeaseEnd]:
-    made = LeaseEnd()
-    made.set(time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
-    yield made
-    os.close(made.fd)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,14 +15,6 @@ from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.export.worker import LeaseEnd, Worker
 from tests.unit.export.world import MARKER, World, identity, volume
-
-
-@pytest.fixture
-def lease() -> Iterator[LeaseEnd]:
-    made = LeaseEnd()
-    made.set(time.clock_gettime(time.CLOCK_BOOTTIME) + 3600)
-    yield made
-    os.close(made.fd)
 
 
 @pytest.fixture

@@ -10,31 +10,12 @@ from nfs_provisioner.export.catalog import Catalog
 from nfs_provisioner.export.records import Policy, State, VolumeRecord
 from nfs_provisioner.export.usage import Usage
 from nfs_provisioner.volumes.usage import SAME_FOR, SOON, WRITE_EVERY, Ledger
-from tests.unit.export.world import volume
+from tests.unit.export.world import Clock, volume
 
 MI = 1 << 20
 
 
 WALL = 1_800_000_000.0
-
-
-class Clock:
-    """A clock that stands until it is set."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def catalog(clock: Clock) -> Catalog:
-    return Catalog(clock=clock)
 
 
 @pytest.fixture
