@@ -238,7 +238,11 @@ class Root:
         )
 
     def _writing(self, directory: int, name: str, data: bytes, first: batch.Sync | None = None) -> Change[None]:
-        staged = fs.StagedFile(self.work, f"r{self._counter()}", data)
+        try:
+            staged = fs.StagedFile(self.work, f"r{self._counter()}", data)
+        except OSError as error:
+            error.filename = name  # what people can look for, and the same at each try
+            raise
         yield staged.sync
         try:
             if first is not None:

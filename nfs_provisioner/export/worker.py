@@ -54,7 +54,8 @@ def pack_error(error: Exception, path: str) -> tuple[str, str, str]:
         name = next(n for n, kind in _ERRORS.items() if isinstance(error, kind))
         return name, error.message, error.reason
     if isinstance(error, OSError):
-        what = f": {error.filename}" if error.filename else ""
+        name = error.filename2 or error.filename  # of a rename, what was to be
+        what = f": {name}" if name else ""
         return "RetryLater", f"{path}: {error.strerror or error}{what}", "ProvisioningFailed"
     return "RefusedForSafety", f"{path}: unexpected {type(error).__name__}: {error}", "ProvisioningFailed"
 

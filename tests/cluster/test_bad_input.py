@@ -43,13 +43,18 @@ def unharmed(site: Site, web: ExportOnDisk, plain: str) -> Iterator[None]:
 
 def refused(site: Site, controller: Controller, claim: Json, *words: str) -> Json:
     """Waits for the warning, and reads it as a person does."""
-    event = site.event(claim, "ProvisioningFailed", words[0])
-    assert event["type"] == "Warning"
-    for word in words:
-        assert word in event["message"]
-    described = " ".join(site.describe(claim).split())
-    assert "Warning ProvisioningFailed" in described
-    assert " ".join(event["message"].split()) in described
+
+    def look() -> Json:
+        event = site.event(claim, "ProvisioningFailed", words[0])
+        assert event["type"] == "Warning"
+        for word in words:
+            assert word in event["message"]
+        described = " ".join(site.describe(claim).split())
+        assert "Warning ProvisioningFailed" in described
+        assert " ".join(event["message"].split()) in described  # the next try may have found other figures in between
+        return event
+
+    event = eventually(look, "kubectl describe shows the warning")
     assert site.api.get(site.claim_path(claim)).ok()["status"]["phase"] == "Pending"
     assert site.api.get(f"{VOLUMES}/pvc-{claim['metadata']['uid']}").code == 404
     assert tries(controller, claim) <= 6

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -112,6 +114,28 @@ def test_an_unexplained_directory_of_an_older_term_is_kept(world: World, worker:
     assert len(problems) == 1 and "lost/app~" in problems[0]
     (kept,) = (world.control / "lost").iterdir()
     assert (kept / MARKER).read_text() == "data"
+
+
+@pytest.mark.parametrize("call", ["open", "rename"])
+def test_a_replica_that_refuses_a_record_is_told_with_the_records_name(
+    worker: Worker, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the name that the file has until it is whole: that one means nothing to people, and differs each time."""
+    attach(worker)
+    real = getattr(os, call)
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        if call == "open" and not arguments[1] & os.O_CREAT:
+            return real(*arguments, **named)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0], None, *arguments[1:2][call == "open" :])
+
+    told = set()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        for _ in range(2):
+            (result,) = worker.operations["provision"]([volume("pv", "app")])
+            told.add(result.message)
+    assert told == {f"{worker.store.path}: Read-only file system: pv.json"}
 
 
 def test_a_record_that_cannot_be_read_is_named_and_stops_no_other(world: World, worker: Worker) -> None:

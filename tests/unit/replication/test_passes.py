@@ -476,8 +476,9 @@ def test_a_stop_leaves_nothing_half_published(sides: Sides) -> None:
             assert (sides.target / name / "f").read_text() == "content"
         shutil.rmtree(sides.base / "staging", ignore_errors=True)
         (sides.base / "staging").mkdir()
-        os.close(sides.job.staging)
-        sides.job = replace(sides.job, staging=os.open(sides.base / "staging", os.O_RDONLY))
+        anew = os.open(sides.base / "staging", os.O_RDONLY)
+        os.dup2(anew, sides.job.staging)  # the same number: it is the fixture's to close
+        os.close(anew)
 
 
 @pytest.fixture
