@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nfs_provisioner.config import format_quantity
+from nfs_provisioner.config import format_quantity, rough_size
 from nfs_provisioner.errors import EXIT_DONE, EXIT_FAILED, RetryLater
 from nfs_provisioner.replication import plain
 from nfs_provisioner.replication.passes import Counts, Result
@@ -32,7 +32,10 @@ _OF_EACH_DIRECTORY = ("directories", "usage", "measured", "foreign")  # and what
 
 def sync(options: argparse.Namespace) -> int:
     """One pass. EXIT_FAILED when it was not clean: run it again, or look at what it names."""
-    with _stopped_by_signals() as guard, _progress(options.source) as progress:
+    with (
+        _stopped_by_signals() as guard,
+        _progress(options.source, lambda counts: counts.copied_bytes) as progress,
+    ):
         result = plain.sync(
             options.source,
             options.target,
@@ -50,7 +53,7 @@ def sync(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """A comparison that writes nothing. EXIT_FAILED when the two sides differ, or when not all of them was seen."""
-    with _progress(options.source) as progress:
+    with _progress(options.source, lambda counts: counts.bytes) as progress:
         result = plain.verify(options.source, options.target, checksum=options.checksum, progress=progress)
     if options.output == "text":
         for line in result.log:
@@ -146,8 +149,9 @@ def _printable(text: str) -> str:
 
 
 @contextmanager
-def _progress(source: str) -> Iterator[Callable[[Counts], None]]:
-    """A bar on a terminal. The number of entries is counted meanwhile: until it is known, nothing is promised."""
+def _progress(source: str, done: Callable[[Counts], int]) -> Iterator[Callable[[Counts], None]]:
+    """A bar on a terminal; `done` bytes are what it shows, and their rate. The number of entries is counted meanwhile:
+    until it is known, nothing is promised."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda counts: None
@@ -159,14 +163,14 @@ def _progress(source: str) -> Iterator[Callable[[Counts], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task("", total=None, files=0, size="0", rate="0")
+        bar = bars.add_task("", total=None, files=0, size="0B", rate="0B")
         threading.Thread(target=lambda: bars.update(bar, total=_entries(source)), daemon=True).start()
         began = time.monotonic()
 
         def show(counts: Counts) -> None:
-            rate = int(counts.copied_bytes / max(time.monotonic() - began, 0.1))
-            size = format_quantity(counts.copied_bytes // 1024 * 1024)
-            bars.update(bar, completed=counts.entries, files=counts.files, size=size, rate=format_quantity(rate))
+            rate = int(done(counts) / max(time.monotonic() - began, 0.1))
+            size = rough_size(done(counts))
+            bars.update(bar, completed=counts.entries, files=counts.files, size=size, rate=rough_size(rate))
 
         yield show
 
