@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from typing import TypeVar
 
 _LIBC = ctypes.CDLL(None)
 _M_ARENA_MAX = -8  # mallopt(3)
+_AT_ONCE = 256  # futures; each takes two kilobytes
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def one_arena() -> None:
@@ -23,3 +30,9 @@ def give_back() -> None:
     gc.collect()  # futures and what they brought are cycles
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
+
+
+def few_at_once(pool: Executor, work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """As `pool.map`, which makes the futures of all items before the first of them is done."""
+    for start in range(0, len(items), _AT_ONCE):
+        yield from pool.map(work, items[start : start + _AT_ONCE])

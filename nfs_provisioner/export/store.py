@@ -17,6 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
+from nfs_provisioner import memory
 from nfs_provisioner.errors import Infeasible, RefusedForSafety
 from nfs_provisioner.export import batch, kept, records
 from nfs_provisioner.export import filesystem as fs
@@ -47,7 +48,7 @@ class Store(Root):
                 return error.message
 
         names = [name for name in os.listdir(self.volumes) if name.endswith(".json")]
-        found = [entry for entry in pool.map(read, names, chunksize=64) if entry is not None]
+        found = [entry for entry in memory.few_at_once(pool, read, names) if entry is not None]
         return [e for e in found if isinstance(e, VolumeRecord)], [e for e in found if isinstance(e, str)]
 
     def read(self, pv: str) -> VolumeRecord | None:

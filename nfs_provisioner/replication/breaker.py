@@ -5,7 +5,6 @@ Invariant: what went in portions is judged together. In memory only: a restarted
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 ALWAYS_DELETED = 1000  # entries: so many may go, however small the volume
@@ -31,8 +30,10 @@ class _Part:
 class Deletions:
     """Of one volume, within the window. Moments are of one monotonic clock."""
 
+    __slots__ = ("_entries", "_parts")
+
     def __init__(self) -> None:
-        self._parts: deque[_Part] = deque()
+        self._parts: list[_Part] = []  # as many as the window has minutes at the most
         self._entries: int | None = None
 
     def note(self, deleted: int, entries: int | None, now: float) -> None:
@@ -58,6 +59,6 @@ class Deletions:
     def within(self, now: float) -> tuple[int, int]:
         """How many went in the window, and of how many; 0 when that is not known."""
         while self._parts and self._parts[0].began + PART + WINDOW <= now:
-            self._parts.popleft()
+            del self._parts[0]
         first = self._parts[0].entries if self._parts else None
         return sum(part.deleted for part in self._parts), max(first or 0, self._entries or 0)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import select
+import sys
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 
 from nfs_provisioner.errors import NfsProvisionerError
@@ -24,17 +24,17 @@ Message = tuple[dict[str, Dirty], tuple[str, ...]]
 """Dirty directories by volume, and the volumes that are not watched (any more)."""
 
 
-def tell(connection: Connection, volume: Callable[[str], AbstractContextManager[int]], watcher: Watcher) -> None:
-    """The child's end: watches the volumes it is told, until the connection ends. `volume` opens one's directory."""
+def tell(connection: Connection, watcher: Watcher) -> None:
+    """The child's end: watches the volumes it is told, until the connection ends."""
     watched: set[str] = set()
     try:
         while True:
             ready = _ready(connection.fileno(), watcher.fileno())
             if connection.fileno() in ready:
-                wanted = set(connection.recv())
+                wanted = set(map(sys.intern, connection.recv()))  # many names, told anew each time
                 for pv in watched - wanted:
                     watcher.unwatch(pv)
-                refused = tuple(pv for pv in sorted(wanted - watched) if not _watch(watcher, pv, volume))
+                refused = tuple(pv for pv in sorted(wanted - watched) if not _watch(watcher, pv))
                 watched = wanted
                 # What changed before the watch was there is found now, or waits for the next comparison.
                 connection.send(({}, refused))
@@ -47,9 +47,9 @@ def tell(connection: Connection, volume: Callable[[str], AbstractContextManager[
         watcher.close()
 
 
-def _watch(watcher: Watcher, pv: str, volume: Callable[[str], AbstractContextManager[int]]) -> bool:
+def _watch(watcher: Watcher, pv: str) -> bool:
     try:
-        return watcher.watch(pv, lambda: volume(pv))
+        return watcher.watch(pv)
     except (NfsProvisionerError, OSError):
         return False  # on its way somewhere else: its next pass says what is wrong
 

@@ -189,7 +189,7 @@ class Events:
         self._lock = threading.Lock()
         self._watcher: Watcher | None = None
         self._failed = most == 0
-        self._dirty: dict[str, set[str]] = {}  # of each watched volume
+        self._dirty: dict[str, frozenset[str]] = {}  # of each watched volume
         self._until: dict[str, float] = {}  # and how long what they say is enough
 
     def watch(self, pv: str) -> None:
@@ -199,8 +199,8 @@ class Events:
             if watcher is None or pv in self._dirty:
                 return
             with contextlib.suppress(NfsProvisionerError, OSError), self._volume(pv) as root:
-                if fs.is_local(root) and watcher.watch(pv, lambda: self._volume(pv)):
-                    self._dirty[pv] = set()
+                if fs.is_local(root) and watcher.watch(pv):
+                    self._dirty[pv] = frozenset()
 
     def unwatch(self, pv: str) -> None:
         """Its changes do not matter any more."""
@@ -222,8 +222,8 @@ class Events:
             dirty = self._dirty.get(pv)
             if dirty is None:
                 return None
-            self._dirty[pv] = set()
-            return frozenset(dirty) if now < self._until.get(pv, now) else None
+            self._dirty[pv] = frozenset()
+            return dirty if now < self._until.get(pv, now) else None
 
     def clear(self) -> None:
         """Watch nothing."""
@@ -233,7 +233,7 @@ class Events:
     def _begin(self) -> Watcher | None:
         if self._watcher is None and not self._failed:
             try:
-                self._watcher = Watcher(self._most)
+                self._watcher = Watcher(self._volume, self._most)
             except OSError as error:  # fs.inotify.max_user_instances
                 self._failed = True
                 print(f"usage: file-system events cannot be had: {error}", file=sys.stderr, flush=True)
@@ -258,7 +258,7 @@ class Events:
         for pv, directories in self._watcher.wait(0).items():
             dirty = self._dirty.get(pv)
             if directories is not None and dirty is not None:
-                dirty |= directories
+                self._dirty[pv] = dirty | directories
                 continue
             self._watcher.unwatch(pv)  # the next look begins anew
             self._dirty.pop(pv, None)

@@ -64,7 +64,7 @@ class _Volume:
     since: float  # when it was first heard of
     due: float = 0.0
     full_due: float = 0.0  # moment of the next comparison of everything
-    dirty: set[str] | None = field(default_factory=set)  # None: everything
+    dirty: frozenset[str] | None = frozenset()  # None: everything
     began: float | None = None  # of the pass under way
     clean: float | None = None  # beginning of the last clean pass
     clean_wall: float = 0.0
@@ -129,7 +129,7 @@ class Pair:
         if directories is None:
             volume.dirty, volume.full_due = None, min(volume.full_due, now)
         elif volume.dirty is not None:
-            volume.dirty.update(directories)
+            volume.dirty = volume.dirty.union(directories)
             if len(volume.dirty) > MOST_DIRECTORIES:
                 volume.dirty = None
         if volume.began is None and not volume.troubles:
@@ -155,8 +155,8 @@ class Pair:
         _, _, pv = heapq.heappop(self._queue)
         volume = self._volumes[pv]
         full = now >= volume.full_due or volume.dirty is None or volume.clean is None or volume.ended.waiting > 0
-        only = None if full or not volume.dirty else frozenset(volume.dirty)
-        volume.dirty, volume.began = set(), now
+        only = None if full or not volume.dirty else volume.dirty
+        volume.dirty, volume.began = frozenset(), now
         return Turn(pv, volume.kept.rev, only, volume.confirmed, *volume.deletions.within(now))
 
     def wait(self, now: float) -> float:

@@ -108,7 +108,7 @@ class PairWorker:
 
         names = [n for n in os.listdir(self.sync) if n.endswith(".json") and not n.endswith(".dirs.json")]
         with ThreadPoolExecutor(_READERS) as pool:
-            return dict(zip(names, pool.map(read, names), strict=True))
+            return dict(zip(names, memory.few_at_once(pool, read, names), strict=True))
 
     @contextlib.contextmanager
     def active_volume(self, pv: str) -> Iterator[int]:
@@ -231,6 +231,9 @@ def serve(connection: Connection, worker: PairWorker, slot: int) -> None:
             connection.send(("done", result, packed))
         except OSError:
             os._exit(0)
+        if operation == "open":
+            result = None
+            memory.give_back()
 
 
 def _packed(error: Exception) -> tuple[str, str, str]:
@@ -251,8 +254,8 @@ def main() -> None:
     worker = PairWorker(active, standby, LeaseEnd(int(lease)), Beat(int(beat)))
     first, *others, hints = [Connection(int(fd)) for fd in sockets.split(",")]
     try:
-        watcher = Watcher()
-        threading.Thread(target=tell, args=(hints, worker.active_volume, watcher), daemon=True).start()
+        watcher = Watcher(worker.active_volume)
+        threading.Thread(target=tell, args=(hints, watcher), daemon=True).start()
     except OSError as error:  # fs.inotify.max_user_instances; the comparisons do without
         print(f"pair: file-system events cannot be had: {error}", file=sys.stderr, flush=True)
         hints.close()

@@ -43,7 +43,8 @@ _HEADER = struct.Struct("iIII")
 _BUFFER = 1 << 18
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-Opener = Callable[[], AbstractContextManager[int]]
+#: Gives a descriptor of the root of the tree that has this key.
+Opener = Callable[[str], AbstractContextManager[int]]
 
 #: Directories of a tree whose direct entries may have changed; None: anything may have.
 Dirty = frozenset[str] | None
@@ -57,27 +58,21 @@ class _Place:
     path: str
 
 
-@dataclass(slots=True)
-class _Tree:
-    """A watched volume. It is opened anew whenever a directory appears in it: thousands cannot be kept open."""
-
-    opened: Opener
-    places: dict[str, int]  # path -> watch
-
-
 class Watcher:
-    """Watches trees under keys. `most` bounds the watches (None: only the kernel does)."""
+    """Watches trees under keys. `most` bounds the watches (None: only the kernel does). A tree is opened anew whenever
+    a directory appears in it: thousands cannot be kept open."""
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, opened: Opener, most: int | None = None) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"inotify: {os.strerror(number)}")
+        self._opened = opened
         self._most = most
         self._lock = threading.RLock()
         self._places: dict[int, _Place] = {}
-        self._trees: dict[str, _Tree] = {}
+        self._trees: dict[str, dict[str, int]] = {}  # key -> path -> watch
         self._dirty: dict[str, set[str] | None] = {}
 
     def fileno(self) -> int:
@@ -96,12 +91,12 @@ class Watcher:
                 self.unwatch(key)
             os.close(self._fd)
 
-    def watch(self, key: str, opened: Opener) -> bool:
-        """Watch the tree whose root `opened` gives a descriptor of. False, and nothing is watched, when it has more
-        directories than may be. Raises what `opened` raises."""
+    def watch(self, key: str) -> bool:
+        """Watch a tree. False, and nothing is watched, when it has more directories than may be. Raises what opening
+        it raises."""
         with self._lock:
             self.unwatch(key)
-            self._trees[key] = _Tree(opened, {})
+            self._trees[key] = {}
             try:
                 complete = self._add(key, "")
             except BaseException:
@@ -119,7 +114,7 @@ class Watcher:
             tree = self._trees.pop(key, None)
             self._dirty.pop(key, None)
             if tree is not None:
-                for watch in list(tree.places.values()):
+                for watch in list(tree.values()):
                     self._drop(watch)
 
     def wait(self, timeout: float) -> dict[str, Dirty]:
@@ -192,7 +187,7 @@ class Watcher:
             return False
 
     def _add(self, key: str, path: str, *, dirty: bool = False) -> bool:
-        with self._trees[key].opened() as root:
+        with self._opened(key) as root:
             return self._add_below(key, root, path, dirty)
 
     def _add_below(self, key: str, root: int, path: str, dirty: bool) -> bool:
@@ -226,15 +221,15 @@ class Watcher:
             raise OSError(number, f"inotify: {os.strerror(number)}", path)
         old = self._places.get(watch)
         if old is not None and old.key in self._trees:  # the same directory under another path: it was moved
-            self._trees[old.key].places.pop(old.path, None)
+            self._trees[old.key].pop(old.path, None)
         self._places[watch] = _Place(key, path)
-        self._trees[key].places[path] = watch
+        self._trees[key][path] = watch
         return True
 
     def _drop_below(self, key: str, path: str) -> None:
         tree = self._trees[key]
-        for below in [place for place in tree.places if place == path or place.startswith(f"{path}/")]:
-            self._drop(tree.places[below])
+        for below in [place for place in tree if place == path or place.startswith(f"{path}/")]:
+            self._drop(tree[below])
 
     def _drop(self, watch: int) -> None:
         self._forget(watch)
@@ -243,7 +238,7 @@ class Watcher:
     def _forget(self, watch: int) -> None:
         place = self._places.pop(watch, None)
         if place is not None and place.key in self._trees:
-            self._trees[place.key].places.pop(place.path, None)
+            self._trees[place.key].pop(place.path, None)
 
 
 @contextlib.contextmanager

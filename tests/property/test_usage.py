@@ -38,14 +38,14 @@ class Histories(Tenant, RuleBasedStateMachine):
         self.source = self.sides.source
         for path in ("d1/d2", "d3"):
             (self.source / path).mkdir(parents=True)
-        self.watcher = Watcher()
-        assert self.watcher.watch("tree", self.opened)
+        self.watcher = Watcher(self.opened)
+        assert self.watcher.watch("tree")
         self.looks, self.passes = UsageIndex(), UsageIndex()
         self.linked = False
         self.whole()
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self, key: str) -> Iterator[int]:
         fd = os.open(self.source, os.O_RDONLY | os.O_DIRECTORY)
         try:
             yield fd
@@ -117,7 +117,7 @@ class Histories(Tenant, RuleBasedStateMachine):
 
     def whole(self) -> None:
         self.watcher.wait(0)
-        with self.opened() as root:
+        with self.opened("tree") as root:
             self.looks.replace(measure(root, None, nothing, nothing))
         result = self.sides.run()
         assert result.measured, result
@@ -136,7 +136,7 @@ class Histories(Tenant, RuleBasedStateMachine):
         if not dirty:
             self.right()
             return
-        with self.opened() as root:
+        with self.opened("tree") as root:
             looked = measure(root, dirty, nothing, nothing, known=self.looks)
         self.looks.change(looked)
         result = self.sides.run(only=dirty)

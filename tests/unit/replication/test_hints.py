@@ -26,7 +26,7 @@ class Pair:
         self.told: queue.Queue[tuple[str, Dirty]] = queue.Queue()
         self.opened: queue.Queue[str] = queue.Queue()
         self.ours, theirs = Pipe()
-        self.child = threading.Thread(target=tell, args=(theirs, self._volume, Watcher(most)), daemon=True)
+        self.child = threading.Thread(target=tell, args=(theirs, Watcher(self._volume, most)), daemon=True)
         self.child.start()
         self.hints = Hints(self.ours, lambda pv, dirty: self.told.put((pv, dirty)), "web")
 
@@ -94,7 +94,7 @@ def test_h23_a_volume_with_too_many_directories_is_left_to_the_comparison(
 
 def test_the_child_ends_with_its_connection(tmp_path: Path) -> None:
     ours, theirs = Pipe()
-    child = threading.Thread(target=tell, args=(theirs, lambda pv: contextlib.nullcontext(0), Watcher()), daemon=True)
+    child = threading.Thread(target=tell, args=(theirs, Watcher(lambda pv: contextlib.nullcontext(0))), daemon=True)
     child.start()
     ours.close()
     child.join(DEADLINE)

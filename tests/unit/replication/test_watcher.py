@@ -19,13 +19,13 @@ DEADLINE = 10.0
 class Tree:
     def __init__(self, root: Path, most: int | None = None) -> None:
         self.root = root
-        self.watcher = Watcher(most)
+        self.watcher = Watcher(self.opened, most)
 
     def watch(self) -> bool:
-        return self.watcher.watch("pv", self.opened)
+        return self.watcher.watch("pv")
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
+    def opened(self, key: str) -> Iterator[int]:
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             yield fd
