@@ -58,9 +58,9 @@ def follow_config(
     on_change: Callable[[ControllerConfig], None],
     poll: float = CONFIG_POLL,
 ) -> None:
-    """Until `end`: at first, and each time that the file changed, `on_read(whether it is right)`, and what it says if it is.
+    """Until `end`: each time that the file changed, `on_read(whether it is right)`, and what it says if it is.
 
-    At first, because it may have changed between the reading that the caller knows of and now.
+    Also at first, because it may have changed between the reading that the caller knows of and now.
     """
     seen = None
     while not end.wait(poll):
