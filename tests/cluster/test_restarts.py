@@ -163,7 +163,10 @@ def test_idle_controller_asks_the_api_for_nothing_but_its_lease(site: Site, web:
     with site.controller(lease=LASTING_LEASE).start() as controller:
         controller.wait_ready(web.name)
         eventually(lambda: not asked(site, controller, 4), "what follows a start is over")
-        assert asked(site, controller, 16) == {}
+        said = len(controller.log)
+        while (more := asked(site, controller, 16)) and "hangs or is out of reach" in controller.log[said:]:
+            said = len(controller.log)  # the disk was away meanwhile, and that is told
+        assert more == {}
         assert controller.stop() == 0
 
 
