@@ -58,8 +58,11 @@ def follow_config(
     on_change: Callable[[ControllerConfig], None],
     poll: float = CONFIG_POLL,
 ) -> None:
-    """Until `end`: each time that the file changed, `on_read(whether it is right)`, and what it says if it is."""
-    seen = _stamp(path)
+    """Until `end`: each time that the file changed, `on_read(whether it is right)`, and what it says if it is.
+
+    Also at first, because it may have changed between the reading that the caller knows of and now.
+    """
+    seen = None
     while not end.wait(poll):
         now = _stamp(path)
         if now == seen:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.site import ExportOnDisk, Site
-from tests.controlplane.controlplane import ControlPlane
-from tests.plugins.controller import NAMESPACE, SHORT_LEASE, Controller
+from tests.cluster.site import ExportOnDisk, Site, eventually
+from tests.controlplane.controlplane import ControlPlane, KubectlError
+from tests.plugins.controller import NAMESPACE, Controller
 
 MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
 
@@ -18,7 +18,21 @@ def shipped(plane: ControlPlane) -> None:
     """Applies the CRD, the namespace, the ServiceAccount and the roles as they are shipped."""
     files = [f"--filename={MANIFESTS / name}.yaml" for name in ("crd", "namespace", "serviceaccount", "rbac")]
     plane.kubectl("apply", *files)
-    plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/nfsexports.nfs-provisioner.io")
+    served(plane, "nfsexports.nfs-provisioner.io")
+
+
+def served(plane: ControlPlane, *definitions: str) -> None:
+    """Waits until these kinds can be used: a kind that is Established may still be unknown to whoever asks for it."""
+    plane.kubectl("wait", "--for=condition=Established", "--timeout=120s", *(f"crd/{name}" for name in definitions))
+
+    def known() -> bool:
+        try:
+            plane.kubectl("get", ",".join(definitions), "--all-namespaces")
+        except KubectlError as error:
+            raise AssertionError(str(error)) from None
+        return True
+
+    eventually(known, f"{', '.join(definitions)} can be asked for")
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +64,7 @@ def plain(site: Site, web: ExportOnDisk) -> str:
 
 @pytest.fixture
 def controller(site: Site, web: ExportOnDisk) -> Iterator[Controller]:
-    """Started afresh for each test; a short lease, because a test that needs that ends it the hard way."""
-    with site.controller(lease=SHORT_LEASE).start() as made:
+    """Started afresh for each test."""
+    with site.controller().start() as made:
         yield made.wait_ready(web.name)
         assert "Traceback" not in made.log

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import re
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -57,7 +59,8 @@ def refused(site: Site, controller: Controller, claim: Json, *words: str) -> Jso
     event = eventually(look, "kubectl describe shows the warning")
     assert site.api.get(site.claim_path(claim)).ok()["status"]["phase"] == "Pending"
     assert site.api.get(f"{VOLUMES}/pvc-{claim['metadata']['uid']}").code == 404
-    assert tries(controller, claim) <= 6
+    made = datetime.fromisoformat(claim["metadata"]["creationTimestamp"]).timestamp()
+    assert tries(controller, claim) <= 6 + (time.time() - made) / 5  # with pauses that grow
     return event
 
 
@@ -68,10 +71,18 @@ def tries(controller: Controller, claim: Json) -> int:
 
 
 def settled(site: Site, controller: Controller, claim: Json) -> None:
-    """Nothing is tried again: a claim made after it is bound, and the number of tries stays."""
-    before = tries(controller, claim)
+    """Nothing is tried again by itself. A class that came just before its claim is an event of its own, and when an
+    export that a stall of the disk took away is back, everything is looked at again."""
+    before, attached = tries(controller, claim), controller.log.count(" attached: ")
     site.describe(claim)
-    assert tries(controller, claim) == before == 1
+    after, late = tries(controller, claim), controller.log.count(" attached: ") - attached
+    assert 1 <= before <= 2 + flapped(controller, claim)
+    assert after <= before + late
+
+
+def flapped(controller: Controller, claim: Json) -> int:
+    """How often an export came (back) after the claim was first refused."""
+    return controller.log.partition(f"pvc-{claim['metadata']['uid']}: ")[2].count(" attached: ")
 
 
 PATTERNS = {
@@ -297,7 +308,7 @@ def test_export_whose_replicas_are_one_directory_halts_and_goes_on_once_correcte
     assert list(twice.root("a").iterdir()) == []
     site.bind("twice-neighbour", plain)
     site.api.patch(f"{EXPORTS}/{twice.name}", {"spec": {"replicas": body["spec"]["replicas"]}}).ok()
-    site.bound(claim, 90)
+    site.bound(claim)
     eventually(twice.same_on_both, "both replicas are used")
 
 
@@ -340,7 +351,7 @@ def test_read_only_or_full_export_is_named_and_used_again_when_it_works(
         refused(site, controller, claim, words, str(export.root()))
         assert set(backing.iterdir()) == before
         disk.release()
-        site.bound(claim, 90)
+        site.bound(claim)
         assert len(set(backing.iterdir()) - before) == 1
         assert controller.http("/healthz")[0] == 200
 
@@ -352,7 +363,7 @@ def test_full_quota_of_promises_is_told_and_freed_space_is_used(site: Site, cont
     second = site.claim("tiny-second", storage_class, "1Gi")
     refused(site, controller, second, tiny.name, "promised")
     site.give_up(first, pv)
-    site.bound(second, 90)
+    site.bound(second)
 
 
 def test_class_deleted_before_its_claim_was_served(site: Site, web: ExportOnDisk, plain: str) -> None:

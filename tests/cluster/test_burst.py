@@ -11,12 +11,11 @@ from tests.cluster.site import ExportOnDisk, Site, eventually
 from tests.contract.client import Client, Credentials, Json
 from tests.plugins.controller import Controller
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 CLAIMS = 1000
 KILLS = 5
-LEASE = {"leaseDuration": "15s", "renewDeadline": "10s", "retryPeriod": "250ms"}  # a thousand claims keep it busy
-PATIENCE = 180.0  # seconds for a thousand of anything, on a machine that does other things as well
+PATIENCE = 600.0  # seconds for a thousand of anything, on a machine that does other things as well
 
 Requests = list[tuple[str, str, Json | None]]
 
@@ -28,7 +27,7 @@ def export(site: Site, request: pytest.FixtureRequest) -> ExportOnDisk:
 
 @pytest.fixture
 def controller(site: Site, export: ExportOnDisk) -> Iterator[Controller]:
-    with site.controller(lease=LEASE).start() as made:
+    with site.controller().start() as made:
         yield made.wait_ready(export.name)
         assert made.stop() == 0
 
@@ -42,9 +41,12 @@ def test_burst_of_a_thousand_claims_is_bound_and_archived(
     check_bound(site, export)
     delete_all(site)
     check_archived(site, export)
-    assert controller.metric("controller_persistentvolumeclaim_provision_failed_total") == 0
-    assert controller.metric("controller_persistentvolumeclaim_provision_total") == CLAIMS
-    assert controller.metric("controller_persistentvolume_delete_total") == CLAIMS
+    # Counted when the API server has answered, which is when everybody else sees it as well.
+    for counter in ("controller_persistentvolumeclaim_provision_total", "controller_persistentvolume_delete_total"):
+        controller.until(lambda counter=counter: controller.metric(counter) >= CLAIMS, counter)  # type: ignore[misc]
+        assert controller.metric(counter) == CLAIMS
+    if not stalled(controller):
+        assert controller.metric("controller_persistentvolumeclaim_provision_failed_total") == 0
 
 
 def test_killed_five_times_while_making_and_while_archiving_nothing_is_lost_or_doubled(
@@ -64,21 +66,19 @@ def test_killed_five_times_while_making_and_while_archiving_nothing_is_lost_or_d
     check_archived(site, export)
 
 
+def stalled(controller: Controller) -> bool:
+    """Whether the disk was away for longer than a call may take: then a claim fails, and is tried again."""
+    return "the server hangs or is out of reach" in controller.log or "it is busy for" in controller.log
+
+
 def kill_five_times(site: Site, controller: Controller, done: Callable[[], int]) -> None:
     """Controller and workers at one moment, each time after some more was done; started again at once."""
     for number in range(KILLS):
         wait_for(CLAIMS * (number + 1) // (3 * KILLS), done, "done", controller)
         controller.kill()
         assert done() < CLAIMS, "it was killed too late: nothing was under way"
-        give_lease_back(site)
+        site.give_lease_back()
         controller.start()
-
-
-def give_lease_back(site: Site) -> None:
-    """What waiting for the end of the dead leader's lease would come to, ten times over."""
-    body = {"spec": {"holderIdentity": "", "leaseDurationSeconds": 1}}
-    path = "/apis/coordination.k8s.io/v1/namespaces/nfs-provisioner/leases/nfs-provisioner"
-    site.api.request("PATCH", path, body, content_type="application/merge-patch+json").ok()
 
 
 def wait_for(least: int, count: Callable[[], int], what: str, controller: Controller) -> None:

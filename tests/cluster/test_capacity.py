@@ -12,12 +12,12 @@ from tests.cluster.site import EXPORT_LABEL, EXPORTS, NAMESPACES, ExportOnDisk, 
 from tests.contract.client import Client, Credentials, Json
 from tests.plugins.controller import Controller
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 CLAIMS, ROOM = 200, 100
 LACKS = "lacks 1Gi: 100Gi of 100Gi are promised and 1Gi are wanted"
-PATIENCE = 120.0  # seconds for all of them, on a machine that does other things as well
-SOON = 20.0  # seconds: far below what a claim waits that nobody wakes
+PATIENCE = 240.0  # seconds for all of them, on a machine that does other things as well
+SOON = 70.0  # seconds: far below the 150 that a claim waits at the least that nobody wakes
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_service_gives_volumes_its_address_and_its_endpoint_follows_the_active_r
     _, pv = site.bind("stable", site.storage_class("stable", export))
     assert pv["spec"]["nfs"]["server"] == service["spec"]["clusterIP"]
     slices = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-    (found,) = site.api.get(slices).ok()["items"]
+    (found,) = eventually(lambda: site.api.get(slices).ok()["items"], "the endpoint is written")
     path = f"{slices}/{found['metadata']['name']}"
     assert found["metadata"]["labels"]["kubernetes.io/service-name"] == "web-nfs"
     assert [endpoint["addresses"] for endpoint in found["endpoints"]] == [["192.0.2.11"]]
@@ -114,8 +114,12 @@ def ask(site: Site, export: ExportOnDisk, request: str) -> Json:
     """Writes a request as kubectl can; returns its answer."""
     site.plane.kubectl("annotate", "--overwrite", "nfsx", export.name, f"{REQUEST}={request}")
     path = f"{EXPORTS}/{export.name}"
-    seen = site.api.eventually(path, lambda e: e["status"].get("lastHandledRequest", {}).get("request") == request)
-    answer: Json = seen["status"]["lastHandledRequest"]
+    seen = site.api.eventually(path, lambda e: handled(e).get("request") == request)
+    return handled(seen)
+
+
+def handled(export: Json) -> Json:
+    answer: Json = export.get("status", {}).get("lastHandledRequest", {})
     return answer
 
 
@@ -151,7 +155,7 @@ def test_request_of_another_epoch_or_sense_changes_nothing(
 
 def run(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = (sys.executable, "-m", "nfs_provisioner", *arguments, "--kubeconfig", str(site.plane.admin_kubeconfig))
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
 def test_archive_is_purged_by_command(site: Site, web: ExportOnDisk, plain: str) -> None:
@@ -241,9 +245,10 @@ def test_directories_shared_by_two_adopted_volumes_are_never_moved(
     adopted(site, pv)
     second, other = foreign(site, web, f"two-{nested}".lower(), f"shared-{nested}" + ("/inner" if nested else ""))
     adopted(site, other)
-    assert {row["shared"] for row in controller.status()["volumes"] if row["volume"] == pv["metadata"]["name"]} == {
-        True
-    }
+    name = pv["metadata"]["name"]
+    controller.until(
+        lambda: [row["shared"] for row in controller.status()["volumes"] if row["volume"] == name] == [True], "shared"
+    )
     site.give_up(second, other)
     assert (web.root() / f"shared-{nested}/file-of-one-{str(nested).lower()}").exists()
     assert (web.root() / other["spec"]["nfs"]["path"].removeprefix(web.path + "/")).is_dir()

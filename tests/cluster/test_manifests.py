@@ -19,6 +19,7 @@ import yaml
 
 from nfs_provisioner.config import parse_export
 from nfs_provisioner.volumes.status import ExportStatus, ReplicaStatus, status_object
+from tests.cluster.conftest import served
 from tests.cluster.nfsexport_cases import (
     GOOD,
     NONSENSE,
@@ -31,6 +32,7 @@ from tests.cluster.nfsexport_cases import (
     put,
     single,
 )
+from tests.cluster.site import eventually
 from tests.controlplane.controlplane import ControlPlane, KubectlError
 
 pytestmark = pytest.mark.cluster
@@ -47,7 +49,7 @@ LASTING = {"CustomResourceDefinition", "Namespace", "ServiceAccount", "Role", "R
 def cluster(control_plane: ControlPlane) -> ControlPlane:
     """The control plane with the CRD served."""
     control_plane.kubectl("apply", "-f", str(CRD))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRD))
+    served(control_plane, "nfsexports.nfs-provisioner.io")
     return control_plane
 
 
@@ -226,7 +228,7 @@ def applied(cluster: ControlPlane) -> Iterator[Callable[[str], str]]:
         # Deployment first, so that no pod protects a claim; the rest in any order.
         passing.sort(key=lambda document: document["kind"] != "Deployment")
         cluster.kubectl(
-            "delete", "--ignore-not-found", "--timeout=60s", "-f", "-", input=yaml.safe_dump_all(passing), check=False
+            "delete", "--ignore-not-found", "--timeout=200s", "-f", "-", input=yaml.safe_dump_all(passing), check=False
         )
 
 
@@ -247,8 +249,8 @@ def test_overlay_applies_without_a_warning_and_twice_changes_nothing(
     # Pods are made: their admission is where the namespace's pod security standard is enforced.
     kubectl = cluster.kubectl
     two = "--for=jsonpath={.status.replicas}=2"
-    kubectl("wait", two, "--timeout=30s", "deployment/nfs-provisioner", "-n", NAMESPACE)
-    kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=30s", "pvc", "--all", "-n", NAMESPACE)
+    kubectl("wait", two, "--timeout=120s", "deployment/nfs-provisioner", "-n", NAMESPACE)
+    kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=120s", "pvc", "--all", "-n", NAMESPACE)
     again = applied(text)
     assert complaints(again) == []
     assert [line for line in again.splitlines() if not line.endswith(" unchanged")] == []
@@ -348,7 +350,14 @@ def roles(cluster: ControlPlane) -> ControlPlane:
     """The control plane with the controller's account and roles; they stay."""
     for file in ("namespace", "serviceaccount", "rbac"):
         cluster.kubectl("apply", "-f", str(ROOT / f"manifests/{file}.yaml"))
+    # The authorizer learns of each kind of role by a watch of its own.
+    wanted = [ALLOWED["volumes are made"], ALLOWED["its lease"]]
+    eventually(lambda: [can(cluster, each) for each in wanted] == ["yes", "yes"], "the roles have taken effect")
     return cluster
+
+
+def can(cluster: ControlPlane, request: tuple[str, ...]) -> str:
+    return cluster.kubectl("auth", "can-i", *request, f"--as={ACCOUNT}", check=False).splitlines()[-1]
 
 
 ALLOWED = {
@@ -381,11 +390,10 @@ DENIED = {
 
 @pytest.mark.parametrize("case", ALLOWED | DENIED)
 def test_the_account_may_do_its_work_and_nothing_else(roles: ControlPlane, case: str) -> None:
-    said = roles.kubectl("auth", "can-i", *(ALLOWED | DENIED)[case], f"--as={ACCOUNT}", check=False)
-    assert said.splitlines()[-1] == ("yes" if case in ALLOWED else "no")
+    assert can(roles, (ALLOWED | DENIED)[case]) == ("yes" if case in ALLOWED else "no")
 
 
 def test_whoever_views_the_cluster_sees_exports(roles: ControlPlane) -> None:
     """The aggregation controller copies the rule a moment after the role appears."""
     copied = "--for=jsonpath={.rules[?(@.apiGroups[0]=='nfs-provisioner.io')].resources[0]}=nfsexports"
-    roles.kubectl("wait", copied, "--timeout=30s", "clusterrole/view")
+    roles.kubectl("wait", copied, "--timeout=120s", "clusterrole/view")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.cluster.conftest import served
 from tests.controlplane.controlplane import ControlPlane
 
 pytestmark = pytest.mark.cluster
@@ -30,7 +31,7 @@ def test_the_component_is_uncommented_and_applies(control_plane: ControlPlane, t
 
     kubectl = control_plane.kubectl
     kubectl("apply", "-f", str(ROOT / "manifests/namespace.yaml"), "-f", str(CRDS))
-    kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+    served(control_plane, *(crd["metadata"]["name"] for crd in yaml.safe_load_all(CRDS.read_text())))
     text = yaml.safe_dump_all(added)
     try:
         first = kubectl("apply", "--validate=strict", "-f", "-", input=text, check=False)

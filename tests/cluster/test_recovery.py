@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cluster
 
 def cli(*arguments: str) -> str:
     command = (sys.executable, "-m", "nfs_provisioner", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -65,7 +65,7 @@ def test_h40_h59_new_cluster_deletes_nothing_and_recovers_everything(site: Site,
         assert (export.entries(), export.records(), export.identity()) == before
 
         fresh.kubectl("apply", "-f", "-", input=cli("recover", str(export.root())))
-        found = api.eventually(f"{claims}/h40", lambda c: c["status"]["phase"] == "Bound", 15)
+        found = api.eventually(f"{claims}/h40", lambda c: c["status"]["phase"] == "Bound")
         assert found["spec"]["volumeName"] == pv["metadata"]["name"]
         assert found["metadata"]["uid"] != claim["metadata"]["uid"]
         assert api.get(f"{claims}/h40-archived").code == 404
@@ -98,7 +98,7 @@ def test_h40_pair_is_taken_over_by_a_new_cluster_with_one_request(site: Site, fr
         second.wait_leading()
         second.until(lambda: "another cluster" in str(second.status()["exports"]), "it is Halted")
         accept(fresh, export, "a")
-        second.wait_ready(export.name, seconds=30)
+        second.wait_ready(export.name)
         kept = {replica: (export.entries(replica), set(export.records(replica))) for replica in "ab"}
         assert kept == {replica: (entries, set(records)) for replica, (entries, records) in before.items()}
         assert second.stop() == 0

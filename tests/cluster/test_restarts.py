@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.site import VOLUMES, ExportOnDisk, Site, agree, eventually, restart_apiserver
-from tests.plugins.controller import SHORT_LEASE, Controller
+from tests.plugins.controller import ENDLESS_LEASE, LASTING_LEASE, SHORT_LEASE, Controller
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def test_h15_what_happened_while_the_controller_was_down_is_made_good(
@@ -24,6 +26,7 @@ def test_h15_what_happened_while_the_controller_was_down_is_made_good(
     short = site.claim("h15-short", plain)
     site.delete(short)
     site.api.eventually(f"{VOLUMES}/{pv['metadata']['name']}", lambda found: found["status"]["phase"] == "Released")
+    site.give_lease_back()
     controller.start().wait_ready(web.name)
     site.gone(pv)
     site.bound(made)
@@ -41,6 +44,7 @@ def test_h13_claims_deleted_and_made_again_under_their_names_leave_no_trace(
         gone.append(claim["metadata"]["uid"])
         if number == 10:
             controller.kill()
+            site.give_lease_back()
             controller.start()
         site.delete(claim)
         site.api.eventually_gone(site.claim_path(claim))
@@ -64,7 +68,8 @@ def test_h13_claim_that_went_between_directory_and_volume_leaves_no_trace(
     controller.until(lambda: "provision: the claim waits" in controller.log[said:], "it is on its way")
     site.plane.stop_apiserver(grace=0)
     try:
-        os.kill(worker, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it was away for so long that another has taken its place
+            os.kill(worker, signal.SIGCONT)
         name = f"pvc-{claim['metadata']['uid']}"
         eventually(lambda: web.records().get(name, {}).get("state") == "creating", "the record is written")
         eventually(lambda: web.entries() - before, "the directory is made")
@@ -74,6 +79,7 @@ def test_h13_claim_that_went_between_directory_and_volume_leaves_no_trace(
     assert site.api.get(f"{VOLUMES}/{name}").code == 404
     site.delete(claim)
     site.api.eventually_gone(site.claim_path(claim))
+    site.give_lease_back()
     controller.start().wait_ready(web.name)
     site.bind("h13-cut", plain)
     eventually(lambda: name not in web.records(), "the record is gone")
@@ -81,10 +87,13 @@ def test_h13_claim_that_went_between_directory_and_volume_leaves_no_trace(
     eventually(lambda: agree(site, web), "all agrees")
 
 
-def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
-    site: Site, web: ExportOnDisk, plain: str, controller: Controller
-) -> None:
-    with site.controller(lease=SHORT_LEASE).start() as second:
+def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(site: Site, web: ExportOnDisk, plain: str) -> None:
+    with (
+        site.controller(lease=SHORT_LEASE).start() as controller,
+        site.controller(lease=ENDLESS_LEASE) as second,
+    ):
+        controller.wait_ready(web.name)
+        second.start()
         eventually(lambda: second.http("/readyz")[0] == 200, "the second one is ready")
         assert second.http("/healthz")[0] == 200
         assert second.http("/api/status")[0] == 503
@@ -100,15 +109,18 @@ def test_h16_leader_paused_past_its_lease_changes_nothing_and_ends(
         for number in range(20):  # work that the first one would love to do
             site.delete({"metadata": {"name": f"h16-{number}", "namespace": site.namespace}})
         eventually(lambda: archives(web) == archived + 20 and agree(site, web), "20 are archived, and all agrees")
-        before = eventually(Still(web), "the new leader has copied all, and does nothing more")
+        second.signal(signal.SIGSTOP)  # what it looks after every now and then is not the other's doing
+        before = eventually(Still(web), "the new leader has come to rest")
         said = len(controller.log)
         controller.signal(signal.SIGCONT)
         assert controller.wait() == 1
         assert {replica: snapshot(web.root(replica)) for replica in "ab"} == before
         assert "lease" in controller.log[said:]
+        second.signal(signal.SIGCONT)
         assert second.metric("nfs_provisioner_leader") == 1
-        assert agree(site, web)
+        eventually(lambda: agree(site, web), "all still agrees")
         assert second.stop() == 0
+        assert "Traceback" not in controller.log
 
 
 def archives(export: ExportOnDisk) -> int:
@@ -134,32 +146,42 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_ino, stat.st_ctime_ns) for name, stat in found.items()}
 
 
-def test_lease_is_given_back_so_that_the_next_leader_need_not_wait(
-    site: Site, web: ExportOnDisk, controller: Controller
-) -> None:
-    with site.controller(lease={"leaseDuration": "60s"}).start() as second:
+def test_lease_is_given_back_so_that_the_next_leader_need_not_wait(site: Site, web: ExportOnDisk) -> None:
+    with site.controller(lease=ENDLESS_LEASE).start() as first, site.controller() as second:
+        first.wait_ready(web.name)
+        second.start()
         eventually(lambda: second.http("/readyz")[0] == 200, "the second one is ready")
-        assert controller.stop() == 0
-        second.wait_leading(10)
+        assert second.http("/api/status")[0] == 503
+        assert first.stop() == 0
+        second.wait_leading()  # far less than the first one's lease
 
 
 # -- idle ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_idle_controller_asks_the_api_for_nothing_but_its_lease(site: Site, web: ExportOnDisk) -> None:
-    with site.controller(lease={"retryPeriod": "500ms"}).start() as controller:
+    with site.controller(lease=LASTING_LEASE).start() as controller:
         controller.wait_ready(web.name)
-        renewed(controller, 4)  # what follows a start is over
-        before = requests(controller)
-        renewed(controller, 16)
-        after = requests(controller)
-        more = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
-        assert more.pop(("update", "leases")) >= 16
-        more.pop(("get", "leases"), None)
-        statuses = more.pop(("patch", "nfsexports"), 0)
-        assert statuses <= len(site.exports)  # figures of free space: once a minute at the most
+        eventually(lambda: not asked(site, controller, 4), "what follows a start is over")
+        said = len(controller.log)
+        while (more := asked(site, controller, 16)) and "hangs or is out of reach" in controller.log[said:]:
+            said = len(controller.log)  # the disk was away meanwhile, and that is told
         assert more == {}
         assert controller.stop() == 0
+
+
+def asked(site: Site, controller: Controller, renewals: int) -> dict[tuple[str, str], float]:
+    """What it asked for, in the time of so many renewals of its lease, that an idle one has no need of."""
+    began = time.monotonic()
+    before = requests(controller)
+    renewed(controller, renewals)
+    after = requests(controller)
+    more = {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)}
+    assert more.pop(("update", "leases")) >= renewals
+    more.pop(("get", "leases"), None)
+    if more.get(("patch", "nfsexports"), 0) <= len(site.exports) * (1 + (time.monotonic() - began) // 60):
+        more.pop(("patch", "nfsexports"), None)  # figures of free space: once a minute at the most
+    return more
 
 
 def renewed(controller: Controller, times: int) -> None:

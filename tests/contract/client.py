@@ -26,8 +26,12 @@ MERGE = "application/merge-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 
-#: Seconds a condition may take before a test fails. A busy machine is slow, not wrong.
-DEADLINE = 30.0
+#: Seconds a condition may take before a test fails. A busy machine is slow, not wrong, and so is one whose disk stalls.
+DEADLINE = 90.0
+#: Of a watch that is read until something comes: it ends no earlier than the patience of whoever reads.
+LASTING: Query = {"timeoutSeconds": int(DEADLINE)}
+#: Seconds after which a connection is made anew: a real API server closes one that was idle for 90.
+_IDLE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Client:
     credentials: Credentials
     timeout: float = DEADLINE
     _connection: http.client.HTTPConnection | None = None
+    _used: float = 0.0
 
     def request(
         self,
@@ -96,14 +101,26 @@ class Client:
         token: str | None = None,
         query: Query | None = None,
     ) -> Answer:
+        """As every client of Kubernetes, it comes back later when the server says that it is not ready to answer."""
+        end = time.monotonic() + self.timeout
+        while True:
+            answer = self._ask(method, _target(path, query or {}), _encode(body), self._headers(content_type, token))
+            if answer.code != 429 or "retry-after" not in answer.headers or time.monotonic() > end:
+                return answer
+            time.sleep(float(answer.headers["retry-after"]))
+
+    def _ask(self, method: str, target: str, body: str | None, headers: dict[str, str]) -> Answer:
+        if self._connection is not None and time.monotonic() - self._used > _IDLE:
+            self.close()
         if self._connection is None:
             self._connection = self.credentials.connect(self.timeout)
-        self._connection.request(method, _target(path, query or {}), _encode(body), self._headers(content_type, token))
+        self._connection.request(method, target, body, headers)
         response = self._connection.getresponse()
         text = response.read().decode()
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        is_json = headers.get("content-type", "").startswith("application/json")
-        return Answer(response.status, json.loads(text) if is_json else {}, headers, text)
+        self._used = time.monotonic()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        is_json = found.get("content-type", "").startswith("application/json")
+        return Answer(response.status, json.loads(text) if is_json else {}, found, text)
 
     def _headers(self, content_type: str, token: str | None) -> dict[str, str]:
         token = self.credentials.token if token is None else token
@@ -150,6 +167,7 @@ class Client:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+        self._connection = None
 
 
 @dataclass(slots=True)

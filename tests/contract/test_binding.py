@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.client import Json
+from tests.contract.client import LASTING, Json
 from tests.contract.world import PROVISIONER, VOLUMES, World, has_provisioner, phase, reference
 
 BIND_COMPLETED = "pv.kubernetes.io/bind-completed"
@@ -71,11 +71,11 @@ def test_what_is_written_on_the_way_to_bound(world: World) -> None:
     world.api.eventually(world.claim_path("a"), has_provisioner)
     start = world.api.get(world.claims).ok()["metadata"]["resourceVersion"]
     volume = world.provisioned("a", claim)
-    with world.api.watch(world.claims, resourceVersion=start, timeoutSeconds=30) as running:
+    with world.api.watch(world.claims, resourceVersion=start, **LASTING) as running:
         first, second = running.next()["object"], running.next()["object"]
     assert (first["spec"]["volumeName"], first["status"]["phase"]) == (volume["metadata"]["name"], "Pending")
     assert second["status"]["phase"] == "Bound"
-    query = {"resourceVersion": volume["metadata"]["resourceVersion"], "timeoutSeconds": 30}
+    query = {"resourceVersion": volume["metadata"]["resourceVersion"], **LASTING}
     with world.api.watch(VOLUMES, fieldSelector=f"metadata.name={volume['metadata']['name']}", **query) as running:
         assert running.next()["object"]["status"]["phase"] == "Bound"
 

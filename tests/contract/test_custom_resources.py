@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.client import STRATEGIC, Client, Credentials, Json
+from tests.contract.client import LASTING, STRATEGIC, Client, Credentials, Json
 from tests.contract.world import World
 
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
@@ -53,7 +53,8 @@ def define(api: Client, group: str) -> str:
     path = f"{DEFINITIONS}/things.{group}"
     api.post(DEFINITIONS, {"metadata": {"name": f"things.{group}"}, "spec": spec}).ok()
     api.eventually(path, _established)
-    api.eventually(f"/apis/{group}/v1/things", lambda _: True)
+    # Of any version, so that it comes from the cache: without one a watch is not answered yet.
+    api.eventually(f"/apis/{group}/v1/things?resourceVersion=0", lambda _: True)
     return path
 
 
@@ -227,7 +228,7 @@ def test_a_watch_of_a_custom_kind(things: Things) -> None:
     start = things.world.api.get(things.path).ok()["metadata"]["resourceVersion"]
     things.make()
     things.patch({"status": {"phase": "Ready"}}, "/status")
-    query = {"labelSelector": f"test={things.world.suffix}", "timeoutSeconds": 30}
+    query = {"labelSelector": f"test={things.world.suffix}", **LASTING}
     with things.world.api.watch(things.path, resourceVersion=start, **query) as running:
         types = [running.next()["type"], running.next()["type"]]
     assert types == ["ADDED", "MODIFIED"]
@@ -235,7 +236,7 @@ def test_a_watch_of_a_custom_kind(things: Things) -> None:
 
 def test_h18_a_watch_from_too_long_ago_is_an_error_event(things: Things) -> None:
     """HTTP says 200; the 410 comes as an event, and the stream ends. (The cache of a new kind has a short memory.)"""
-    with things.world.api.watch(things.path, resourceVersion="1", timeoutSeconds=30) as running:
+    with things.world.api.watch(things.path, resourceVersion="1", **LASTING) as running:
         assert running.response.status == 200
         events = list(running)
     assert [event["type"] for event in events] == ["ERROR"]

@@ -75,6 +75,8 @@ def test_a_volume_deleted_before_it_was_bound_never_binds(world: World) -> None:
     world.provisioned("a", claim, capacity={"storage": "1Gi"}, metadata={"finalizers": [FINALIZER]})
     world.api.delete(world.volume_path("a")).ok()
     world.api.patch(world.volume_path("a"), {"spec": {"capacity": {"storage": "2Gi"}}}).ok()
+    # Its protection is another controller's work than the binding.
+    world.api.eventually(world.volume_path("a"), lambda found: found["metadata"]["finalizers"] == [FINALIZER])
     world.settle()
     volume = world.api.get(world.volume_path("a")).ok()
     assert (volume["status"]["phase"], volume["metadata"]["finalizers"]) == ("Pending", [FINALIZER])

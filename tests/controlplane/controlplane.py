@@ -30,7 +30,7 @@ from tests.controlplane.binaries import Binaries, Missing, find
 from tests.controlplane.processes import Child, StartupError, free_ports
 
 #: How long one part may take to come up, in seconds. Generous: a cold disk and two busy cores are normal.
-STARTUP_DEADLINE = 90.0
+STARTUP_DEADLINE = 120.0
 
 
 class KubectlError(Exception):
@@ -169,15 +169,15 @@ class ControlPlane:
             stderr=subprocess.PIPE if check else subprocess.STDOUT,
             env=environment,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         if check and ended.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(args)} exited with {ended.returncode}: {ended.stderr.strip()}")
         return ended.stdout
 
-    def service_account_kubeconfig(self, namespace: str, name: str, duration: str = "1h") -> Path:
-        """A kubeconfig with a fresh token of an existing ServiceAccount; the API server's minimum duration is 10m."""
+    def service_account_kubeconfig(self, namespace: str, name: str, duration: str = "24h") -> Path:
+        """A kubeconfig with a fresh token of an existing ServiceAccount, which outlives every run of the tests."""
         token = self.kubectl("create", "token", name, f"--namespace={namespace}", f"--duration={duration}").strip()
         user = f"system:serviceaccount:{namespace}:{name}"
         path = self.directory / f"sa-{namespace}-{name}-{secrets.token_hex(4)}.kubeconfig"
@@ -279,13 +279,13 @@ class ControlPlane:
 
 
 def _answers(url: str, token: str | None = None, authority: Path | None = None) -> bool:
-    """Whether a GET is answered with 200 within a second. Without an authority, the server's word is not checked."""
+    """Whether a GET is answered with 200 within five seconds. Without an authority, the server's word is not checked."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     context = None
     if url.startswith("https:"):
         context = ssl.create_default_context(cafile=str(authority)) if authority else ssl._create_unverified_context()
     try:
-        with urllib.request.urlopen(request, timeout=1, context=context) as response:
+        with urllib.request.urlopen(request, timeout=5, context=context) as response:
             return bool(response.status == 200)
     except (OSError, http.client.HTTPException):  # refused, reset, timed out, or another status: not yet
         return False

@@ -21,6 +21,7 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded before any fork: between fork and exec nothing may be imported
 #: Below the ephemeral range (32768 and up), so that no outgoing connection takes a port between choosing and listening.
 _PORTS = range(20000, 32000)
+_given: set[int] = set()
 
 
 class StartupError(Exception):
@@ -101,7 +102,8 @@ class Child:
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct TCP ports of 127.0.0.1 that nobody listened on a moment ago."""
+    """TCP ports of 127.0.0.1 that nobody listened on a moment ago, and that were not given to anybody before: whoever
+    got one may not listen yet, or may be about to start again."""
     with contextlib.ExitStack() as held:
         return [held.enter_context(_bound()).getsockname()[1] for _ in range(count)]
 
@@ -109,11 +111,14 @@ def free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def _bound() -> Iterator[socket.socket]:
     for port in random.sample(_PORTS, len(_PORTS)):
+        if port in _given:
+            continue
         with socket.socket() as candidate:
             try:
                 candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             yield candidate
             return
     raise StartupError(f"no free port between {_PORTS.start} and {_PORTS.stop}")

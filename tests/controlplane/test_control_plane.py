@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -70,13 +69,14 @@ def test_a_prebound_volume_is_bound_and_then_released(control_plane: ControlPlan
     _eventually(annotated, "the controller-manager asks the provisioner")
     uid = json.loads(control_plane.kubectl(*get_claim))["metadata"]["uid"]
     _apply(control_plane, _volume(namespace, uid))
-    control_plane.kubectl("wait", "pvc/data", f"--namespace={namespace}", "--for=jsonpath={.status.phase}=Bound")
+    wait = ("wait", "--timeout=120s")
+    control_plane.kubectl(*wait, "pvc/data", f"--namespace={namespace}", "--for=jsonpath={.status.phase}=Bound")
     claim = json.loads(control_plane.kubectl(*get_claim))
     assert claim["spec"]["volumeName"] == f"pvc-{uid}"
     assert "kubernetes.io/pvc-protection" in claim["metadata"]["finalizers"]
 
     control_plane.kubectl("delete", "pvc", "data", f"--namespace={namespace}")
-    control_plane.kubectl("wait", f"pv/pvc-{uid}", "--for=jsonpath={.status.phase}=Released")
+    control_plane.kubectl(*wait, f"pv/pvc-{uid}", "--for=jsonpath={.status.phase}=Released")
     control_plane.kubectl("delete", "pv", f"pvc-{uid}")
     control_plane.kubectl("delete", "storageclass", namespace)
 
@@ -102,9 +102,9 @@ def test_a_paused_apiserver_accepts_connections_and_answers_nothing(control_plan
     port = int(control_plane.server.rpartition(":")[2])
     control_plane.pause_apiserver()
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2):
+        with socket.create_connection(("127.0.0.1", port), timeout=30):
             pass
-        with pytest.raises(KubectlError, match="imeout"):
+        with pytest.raises(KubectlError, match=r"imeout|deadline exceeded"):
             control_plane.kubectl("get", "--raw=/readyz", "--request-timeout=500ms")
     finally:
         control_plane.resume_apiserver()
@@ -155,7 +155,7 @@ def test_a_child_that_ignores_sigterm_or_is_paused_is_ended(tmp_path: Path) -> N
     child = Child("stubborn", ["sh", "-c", "trap '' TERM; echo ready; exec sleep 600"], tmp_path / "log")
     child.start()
     pid = child.pid
-    child.wait_until(lambda: "ready" in child.tail(), deadline=time.monotonic() + 10, what="was not ready")
+    child.wait_until(lambda: "ready" in child.tail(), deadline=time.monotonic() + 60, what="was not ready")
     child.signal(signal.SIGSTOP)
     child.stop(grace=0.2)
     assert not _alive(pid)
@@ -205,7 +205,7 @@ def _apply(control_plane: ControlPlane, *objects: dict[str, Any]) -> None:
     control_plane.kubectl("create", "--filename=-", input=json.dumps(documents))
 
 
-def _eventually(condition: Callable[[], bool], what: str, seconds: float = 20) -> None:
+def _eventually(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not in time: {what}"
@@ -213,8 +213,8 @@ def _eventually(condition: Callable[[], bool], what: str, seconds: float = 20) -
 
 
 def _alive(pid: int) -> bool:
+    """A dead orphan that nobody reaps, as in a container whose first process does not, is none."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True

@@ -6,16 +6,19 @@ What a dashboard needs to have something to show. Built on the embedded API serv
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from tests.embedded.site import Controller, Site
 
+T = TypeVar("T")
 Json = dict[str, Any]
 EXPORT = "web"
+#: Seconds for any step: on a machine that stalls, beside a Prometheus.
+PATIENCE = 120.0
 
 
 class Life(Site):
@@ -31,6 +34,9 @@ class Life(Site):
         )
         self.make_class(quota="soft")
         self.make_class("broken", pathPattern="${.PVC.labels.team}/${.PVC.name}")
+
+    def until(self, condition: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:
+        return super().until(condition, what, seconds)
 
     def _replica(self, name: str) -> Json:
         root = self.place(name)

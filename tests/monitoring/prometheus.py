@@ -24,7 +24,7 @@ Json = dict[str, Any]
 Series = list[tuple[dict[str, str], list[tuple[float, float]]]]
 
 NAMESPACE = "nfs-provisioner"
-DEADLINE = 30.0
+DEADLINE = 120.0
 
 
 class Prometheus:

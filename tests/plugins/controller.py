@@ -28,10 +28,15 @@ from tests.controlplane.processes import free_ports
 
 Json = dict[str, Any]
 
-#: Leases short enough to see one pass, long enough for a busy machine to renew.
-SHORT_LEASE = {"leaseDuration": "8s", "renewDeadline": "6s", "retryPeriod": "500ms"}
+#: Outlasts every stall of the machine and every outage that a test makes: a controller that ends because its lease
+#: does is right, and no help. After a SIGKILL somebody gives it back (`Site.give_lease_back`), or waits for its end.
+LASTING_LEASE = {"leaseDuration": "100s", "renewDeadline": "80s", "retryPeriod": "500ms"}
+#: For a test that pauses a leader, or takes its token away, for longer than that.
+ENDLESS_LEASE = {"leaseDuration": "600s", "renewDeadline": "500s", "retryPeriod": "500ms"}
+#: Short enough to see it pass, as long as a test can wait: who is to keep it has to renew it meanwhile.
+SHORT_LEASE = {"leaseDuration": "30s", "renewDeadline": "25s", "retryPeriod": "500ms"}
 NAMESPACE = "nfs-provisioner"
-DEADLINE = 60.0
+DEADLINE = 120.0
 
 _ROOT_OF_TREE = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
@@ -89,7 +94,7 @@ class Controller:
             self.signal(signal.SIGCONT)
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(10)
+                self._process.wait(DEADLINE)
         self.kill()
 
     def configure(self, **settings: object) -> None:
@@ -188,7 +193,7 @@ class Controller:
     def tail(self, size: int = 6000) -> str:
         return self.log[-size:]
 
-    def http(self, path: str, timeout: float = 10.0) -> tuple[int, str]:
+    def http(self, path: str, timeout: float = 30.0) -> tuple[int, str]:
         """GET; code and body. Code 0 when nobody answers."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=timeout) as response:
@@ -236,11 +241,21 @@ class Controller:
         return {export["name"] for export in self.status()["exports"] if export["phase"] == wanted}
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-        """Poll the condition; the failure shows the end of the log. Fails at once when the process ended."""
+        """Poll the condition; the failure shows the end of the log. Fails at once when the process ended.
+
+        An AssertionError in the condition counts as not yet: /metrics may be late with its answer.
+        """
         end = time.monotonic() + seconds
-        while not condition():
+        while True:
+            began = time.monotonic()
+            try:
+                if condition():
+                    return
+                why = ""
+            except AssertionError as error:
+                why = f" ({error})"
             self.require_running()
-            assert time.monotonic() < end, f"{what} after {seconds:g} s:\n{self.tail()}"
+            assert began < end, f"{what} after {seconds:g} s{why}:\n{self.tail()}"
             time.sleep(0.05)
 
 
