@@ -33,7 +33,7 @@ OPERATIONS = CHANGES | {
     *("getattr", "statfs", "readlink", "getxattr", "listxattr", "opendir", "readdir", "fsyncdir"),
     *("open", "read", "flush", "fsync"),
 }
-DEADLINE = 15.0
+DEADLINE = 60.0
 
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _MNT_DETACH = 2
