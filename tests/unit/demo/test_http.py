@@ -14,7 +14,7 @@ from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 def wire(embedded_api: EmbeddedApiServer) -> Iterator[socket.socket]:
     """A connection to speak on byte by byte."""
     port = int(embedded_api.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         yield connection
 
 

@@ -97,7 +97,7 @@ class Ground:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replicas that do not answer for ten seconds are given up; here, that is a disk that stalls."""
     for call in (Replica.call, Replica.call_all, Export.call):
-        monkeypatch.setitem(call.__kwdefaults__, "deadline", DEADLINE)
+        monkeypatch.setattr(call, "__kwdefaults__", (call.__kwdefaults__ or {}) | {"deadline": DEADLINE})
 
 
 @pytest.fixture
