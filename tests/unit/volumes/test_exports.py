@@ -32,6 +32,12 @@ def children(export: Export) -> list[int]:
     return [pid for attachment in export.attachments() if (pid := attachment.replica.pid) is not None]
 
 
+def members(export: Export) -> list[set[str]]:
+    """As each replica has them on disk; they are noted when the pair is Ready already."""
+    facts = [attachment.view().facts for attachment in export.attachments()]
+    return [set(seen.identity.members) for seen in facts if seen is not None and seen.identity is not None]
+
+
 def test_nothing_is_attached_for_a_refused_export_until_it_is_allowed(ground: Ground) -> None:
     export = ground.export(ground.spec(), refused=WHY)
     export.start()
@@ -108,6 +114,7 @@ def test_who_vouches_for_a_replica_while_the_other_is_not_seen_yet_waits_and_is_
         first = ground.export(spec)
         first.start()
         eventually(lambda: phase(first) == "Ready", "the pair is not Ready")
+        eventually(lambda: members(first) == [{"a", "b"}] * 2, "nobody noted that b belongs to the pair")
         first.stop()
         slow.hang()
         request = Seen(request="accept --replica a epoch=0")
