@@ -15,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import parse_qsl, unquote
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
-_LINGER = 2.0  # seconds
+_LINGER = 10.0  # seconds that a client which was refused may still send
 _MAX_HEADER = 64 * 1024
 _MAX_UNSENT = 256 * 1024 * 1024
 
@@ -140,10 +140,11 @@ class Connection(asyncio.Protocol):
         self._buffer += data
         self._serve()
 
-    def _refuse_body(self) -> None:
+    def _refuse(self, answer: Response) -> None:
         """Answers, and lets the client finish sending: a connection closed too early would swallow the answer."""
         self._deaf = self._busy = True
-        self._transport.write(_head(self._connections.too_large, close=True) + self._connections.too_large.body)
+        self._transport.write(_head(answer, close=True) + answer.body)
+        self._transport.write_eof()
         asyncio.get_running_loop().call_later(_LINGER, self._transport.close)
 
     def _serve(self) -> None:
@@ -151,7 +152,7 @@ class Connection(asyncio.Protocol):
             try:
                 request = self._next_request()
             except ValueError as problem:
-                self._send(Response(400, str(problem).encode(), "text/plain"), close=True)
+                self._refuse(Response(400, str(problem).encode(), "text/plain"))
                 return
             if request is None:
                 return
@@ -170,7 +171,7 @@ class Connection(asyncio.Protocol):
             raise ValueError("a request body needs a Content-Length")
         size = int(headers.get("content-length", "0"))
         if size > self._connections.max_body:
-            self._refuse_body()
+            self._refuse(self._connections.too_large)
             return None
         if len(self._buffer) < end + 4 + size:
             if headers.get("expect", "").lower() == "100-continue" and not self._continued:

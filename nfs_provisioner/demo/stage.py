@@ -35,7 +35,7 @@ NAMESPACES = ("nfs-provisioner", "shop")
 EXPORT = "web"
 SERVER_PATH = "/srv/nfs/web"
 REPLICAS = ("a", "b")
-DEADLINE = 15.0  # seconds within which each thing that is waited for happens, or the demo has failed
+DEADLINE = 60.0  # seconds within which each thing that is waited for happens, or the demo has failed
 _LOOK_EVERY = 0.004  # seconds; what is measured is no more exact than this
 _SHARED_MEMORY = Path("/dev/shm")
 

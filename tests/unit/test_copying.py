@@ -212,13 +212,13 @@ def test_h27_a_sync_that_is_told_to_end_leaves_nothing_of_its_own(
         source.delay(0.5, only={"read"})  # the copy takes minutes, and is not waited for
         command = [sys.executable, "-m", "nfs_provisioner", "sync", str(source.path), str(sides[1])]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while not list(sides[1].glob(".nfs-provisioner-sync-*/staged-*/*")):
                 assert time.monotonic() < end and process.poll() is None
                 time.sleep(0.01)
             process.send_signal(number)
             try:
-                told = process.communicate(timeout=20)[1]
+                told = process.communicate(timeout=120)[1]
             finally:
                 source.release()
     assert process.returncode == (130 if number == signal.SIGINT else 128 + number)

@@ -298,8 +298,8 @@ def test_a_scrape_of_10_000_volumes_takes_less_than_a_second() -> None:
     ]
     metrics = Metrics(CollectorRegistry(), lambda: Snapshot(volumes, [WEB]))
     gc.collect()
-    began = time.process_time()
+    began = time.thread_time()
     text = metrics.render()
-    took = time.process_time() - began
+    took = time.thread_time() - began
     assert text.count(b"\nnfs_provisioner_volume_") == 40_000
     assert took < 1.0

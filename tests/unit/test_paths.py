@@ -237,10 +237,10 @@ def test_what_was_given_back_costs_nothing_later() -> None:
     for number in range(100_000):
         owned.add(f"team/claim-{number}", "pv")
         owned.discard(f"team/claim-{number}", "pv")
-    began = time.process_time()
+    began = time.thread_time()
     for _ in range(100):
         assert owned.conflict("team") is None
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_adopted_volumes_may_share_or_nest_and_each_sees_the_other() -> None:
@@ -274,12 +274,12 @@ def test_a_question_costs_the_same_among_100_000_directories() -> None:
     owned = OwnedDirectories()
     for number in range(100_000):
         owned.add(f"namespace-{number % 100}/claim-{number}/volume", f"pv-{number}")
-    began = time.process_time()
+    began = time.thread_time()
     for number in range(1000):
         assert owned.conflict(f"namespace-{number % 100}/new-{number}/volume") is None
         assert owned.conflict(f"namespace-{number % 100}") is not None
     # Going over all directories even once for each question takes a hundred times as long.
-    assert time.process_time() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def server(answers: Answers) -> Iterator[WebServer]:
 
 
 def get(server: WebServer, path: str) -> tuple[int, str, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -85,7 +85,7 @@ def test_anything_else_names_what_there_is(server: WebServer, path: str) -> None
 
 
 def test_only_get_is_answered(server: WebServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("POST", "/metrics", body=b"x")
     assert connection.getresponse().status == 501
     connection.close()
@@ -102,7 +102,7 @@ def test_nonsense_and_silence_keep_nobody_else_waiting(server: WebServer) -> Non
 
 
 def test_a_connection_is_kept_for_the_next_scrape(server: WebServer) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for _ in range(3):
         connection.request("GET", "/metrics")
         assert connection.getresponse().read() == b"up 1\n"

@@ -9,6 +9,8 @@ import pytest
 
 from nfs_provisioner.export.gathering import ENOUGH, Gathering
 
+DEADLINE = 120.0
+
 
 def test_everybody_gets_the_answer_to_his_own_question() -> None:
     sent: list[list[int]] = []
@@ -45,18 +47,18 @@ def test_what_comes_while_a_request_is_under_way_goes_with_the_next() -> None:
     def send(items: list[int]) -> list[int | Exception]:
         sent.append(items)
         under_way.set()
-        go_on.wait(10)
+        go_on.wait(DEADLINE)
         return list(items)
 
     gathering = Gathering(send)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(gathering.ask, 0, 1)
-        assert under_way.wait(10)
+        assert under_way.wait(DEADLINE)
         others = [pool.submit(gathering.ask, item, 1) for item in (1, 2, 3)]
         while len(gathering._waiting) < 3:
             threading.Event().wait(0.001)
         go_on.set()
-        assert [first.result(10), *(other.result(10) for other in others)] == [0, 1, 2, 3]
+        assert [first.result(DEADLINE), *(other.result(DEADLINE) for other in others)] == [0, 1, 2, 3]
     assert [sorted(items) for items in sent] == [[0], [1, 2, 3]]
 
 
@@ -66,16 +68,16 @@ def test_a_hung_request_holds_up_no_other_where_several_may_be_under_way() -> No
     def send(items: list[int]) -> list[int | Exception]:
         if items == [0]:
             hung.set()
-            go_on.wait(10)
+            go_on.wait(DEADLINE)
         return list(items)
 
     gathering = Gathering(send)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(gathering.ask, 0, 2)
-        assert hung.wait(10)
+        assert hung.wait(DEADLINE)
         assert gathering.ask(1, 2) == 1
         go_on.set()
-        assert first.result(10) == 0
+        assert first.result(DEADLINE) == 0
 
 
 def test_over_a_network_requests_go_side_by_side_and_not_in_one() -> None:
@@ -84,14 +86,14 @@ def test_over_a_network_requests_go_side_by_side_and_not_in_one() -> None:
 
     def send(items: list[int]) -> list[int | Exception]:
         sent.append(items)
-        together.wait(10)
+        together.wait(DEADLINE)
         return list(items)
 
     gathering = Gathering(send)
     with ThreadPoolExecutor(8) as pool:
         for start in (0, 8):  # the second eight come in a burst
             asked = [pool.submit(gathering.ask, number, 10) for number in range(start, start + 8)]
-            assert [one.result(10) for one in asked] == list(range(start, start + 8))
+            assert [one.result(DEADLINE) for one in asked] == list(range(start, start + 8))
     assert sorted(sent) == [[number] for number in range(16)]
 
 
@@ -110,16 +112,16 @@ def test_a_request_carries_no_more_than_its_deadline_allows() -> None:
     def send(items: list[int]) -> list[int | Exception]:
         sent.append(items)
         under_way.set()
-        go_on.wait(10)
+        go_on.wait(DEADLINE)
         return list(items)
 
     gathering = Gathering(send)
     with ThreadPoolExecutor(4 * ENOUGH) as pool:
         asked = [pool.submit(gathering.ask, 0, 1)]
-        assert under_way.wait(10)
+        assert under_way.wait(DEADLINE)
         asked += [pool.submit(gathering.ask, number, 1) for number in range(1, 3 * ENOUGH)]
         while len(gathering._waiting) < 3 * ENOUGH - 1:
             threading.Event().wait(0.001)
         go_on.set()
-        assert [one.result(10) for one in asked] == list(range(3 * ENOUGH))
+        assert [one.result(DEADLINE) for one in asked] == list(range(3 * ENOUGH))
     assert max(map(len, sent)) <= ENOUGH

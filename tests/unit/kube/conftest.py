@@ -15,7 +15,7 @@ from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.kube import api as kube
 from tests.unit.kube.network import FaultyNetwork
 
-DEADLINE = 15.0
+DEADLINE = 90.0
 
 
 def eventually(condition: Callable[[], object], what: str = "", deadline: float = DEADLINE) -> None:

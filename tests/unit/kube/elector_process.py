@@ -26,12 +26,13 @@ def main(kubeconfig: str, identity: str) -> None:
     def act(term: int) -> None:
         """Works without looking at the elector's thread: only `check` stands between it and the damage."""
         while not work.wait(0.005):
+            moment = time.monotonic()  # before the check: between it and the damage it may be stopped for long
             try:
                 elector.check(term)
             except LostLeadership:
                 say(f"refused {term}")
                 return
-            say(f"act {term} {time.monotonic()}")
+            say(f"act {term} {moment}")
 
     def started(term: int) -> None:
         say(f"led {term}")
@@ -42,8 +43,8 @@ def main(kubeconfig: str, identity: str) -> None:
         "default",
         "test",
         identity,
-        lease_duration=2,
-        renew_deadline=1,
+        lease_duration=8,
+        renew_deadline=5,
         retry_period=0.1,
         on_started=started,
         on_stopped=lambda: say("lost"),

@@ -6,7 +6,6 @@ import http.client
 import json
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.errors import RetryLater
 from nfs_provisioner.kube import api as kube
 from nfs_provisioner.kube.api import PV, PVC, STORAGE_CLASS
-from tests.unit.kube.conftest import Requests, claim, eventually, write_kubeconfig
+from tests.unit.kube.conftest import DEADLINE, Requests, claim, eventually, write_kubeconfig
 from tests.unit.kube.network import FaultyNetwork
 from tests.unit.kube.scripted import ScriptedServer, answer, chunked
 
@@ -130,6 +129,7 @@ def test_h18_a_request_into_silence_ends_with_its_timeout(
     monkeypatch.setattr(faulty_api._timeout, "_read", 0.3)
     with pytest.raises(kube.Unavailable, match="timed out"):
         faulty_api.get(PVC, "a", "default")
+    monkeypatch.undo()
     network.restore()
     assert faulty_api.get_raw("/version"), "the dead connection was kept"
 
@@ -248,17 +248,15 @@ def test_close_ends_a_blocked_watch_at_once(api: kube.Api) -> None:
         ended.set()
 
     threading.Thread(target=read, daemon=True).start()
-    began = time.monotonic()
     watch.close()
-    assert ended.wait(5)
-    assert time.monotonic() - began < 2
+    assert ended.wait(DEADLINE), "it waits for the server to end it, after 300 seconds"
     watch.close()
 
 
 def test_h18_a_watch_that_goes_silent_ends_soon_after_the_server_should_have_ended_it(
     faulty_api: kube.Api, network: FaultyNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kube, "WATCH_READ_SLACK", 0.3)
+    monkeypatch.setattr(kube, "WATCH_READ_SLACK", 4.0)  # which is also the time that a busy server has to begin it
     _, version = faulty_api.list(PVC)
     watch = faulty_api.watch(PVC, resource_version=version, timeout_seconds=1)
     network.silence()
@@ -280,7 +278,7 @@ def test_an_expired_token_is_read_again_once_by_whoever_notices(
     failures: list[Exception] = []
 
     def ask() -> None:
-        together.wait(10)
+        together.wait(DEADLINE)
         try:
             api.get_raw("/version")
         except kube.ApiError as error:
@@ -290,7 +288,7 @@ def test_an_expired_token_is_read_again_once_by_whoever_notices(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(DEADLINE)
     assert failures == []
     assert api._connection.generation == 2, "the credentials were loaded more than once"
     assert 1 <= requests.count("get", "401") <= 8
@@ -381,6 +379,6 @@ def test_many_threads_share_one_api(api: kube.Api) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(DEADLINE)
     assert problems == []
     assert len(list(api.list(PVC)[0])) == 160

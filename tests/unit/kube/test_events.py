@@ -8,7 +8,7 @@ from typing import Any, cast
 from nfs_provisioner.kube.api import Api
 from nfs_provisioner.kube.events import GOOD_NEWS_PATIENCE, PATIENCE, EventWriter
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class Server:
@@ -88,5 +88,5 @@ def test_a_calm_controller_posts_warnings_first_and_counts_what_repeats() -> Non
     world.writer.record(event("bad", warning=True))
     world.busy = False
     assert world.server.wait(3) == ["bad", "good", "good x2 in ns"]
-    world.writer.stop()
+    world.writer.stop(DEADLINE)
     assert not world.writer._thread.is_alive()

@@ -22,10 +22,13 @@ from nfs_provisioner.errors import LostLeadership
 from nfs_provisioner.kube import api as kube
 from nfs_provisioner.kube.api import LEASE
 from nfs_provisioner.kube.lease import LeaseElector
-from tests.unit.kube.conftest import Requests, eventually
+from tests.unit.kube.conftest import DEADLINE, Requests, eventually
 from tests.unit.kube.network import FaultyNetwork
 
-QUICK: dict[str, Any] = {"lease_duration": 2, "renew_deadline": 1, "retry_period": 0.1}
+#: Nothing but a stop ends such a leadership, however busy the machine is.
+PATIENT: dict[str, Any] = {"lease_duration": 200, "renew_deadline": 150, "retry_period": 0.1}
+#: Lost in five seconds without the server, and free for others after eight.
+QUICK: dict[str, Any] = {"lease_duration": 8, "renew_deadline": 5, "retry_period": 0.1}
 
 
 class Candidate:
@@ -57,14 +60,14 @@ def running() -> Iterator[Make]:
     """Candidates with threads and the real clock."""
     made: list[Candidate] = []
 
-    def make(api: kube.Api, identity: str) -> Candidate:
-        made.append(Candidate(api, identity, clock=time.monotonic, **QUICK))
+    def make(api: kube.Api, identity: str, **options: Any) -> Candidate:
+        made.append(Candidate(api, identity, clock=time.monotonic, **(QUICK | options)))
         made[-1].elector.start()
         return made[-1]
 
     yield make
     for candidate in made:
-        candidate.elector.stop()
+        candidate.elector.stop(DEADLINE)
         assert not candidate.elector.is_alive()
 
 
@@ -257,16 +260,14 @@ def test_somebodys_edit_of_the_lease_does_not_end_the_leadership(api: kube.Api) 
 
 
 def test_a_clean_stop_gives_the_lease_back(api: kube.Api, running: Make) -> None:
-    a = running(api, "a")
+    a = running(api, "a", **PATIENT)
     eventually(lambda: a.said == ["led 1"])
-    b = running(api, "b")
-    began = time.monotonic()
-    a.elector.stop()
+    b = running(api, "b", **PATIENT)
+    a.elector.stop(DEADLINE)
     assert a.said == ["led 1", "lost"]
     assert not a.elector.may_act()
-    eventually(lambda: b.said == ["led 2"])
-    assert time.monotonic() - began < 1, "it waited for the lease to run out"
-    b.elector.stop()
+    eventually(lambda: b.said == ["led 2"], "it waits for the lease to run out")
+    b.elector.stop(DEADLINE)
     assert {k: v for k, v in lease(api).items() if not k.endswith("Time")} == {
         "holderIdentity": "",
         "leaseDurationSeconds": 1,
@@ -305,7 +306,7 @@ def test_h16_of_two_at_most_one_may_act_at_any_time(
 def test_h17_an_outage_shorter_than_the_deadline_costs_nothing_a_longer_one_the_leadership(
     faulty_api: kube.Api, network: FaultyNetwork, running: Make
 ) -> None:
-    a = running(faulty_api, "a")
+    a = running(faulty_api, "a", lease_duration=60)
     eventually(lambda: a.said)
     network.refuse()
     eventually(lambda: a.elector.last_error)
@@ -315,7 +316,7 @@ def test_h17_an_outage_shorter_than_the_deadline_costs_nothing_a_longer_one_the_
     network.refuse()
     began = time.monotonic()
     eventually(lambda: a.said == ["led 1", "lost"])
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 60, "others could lead already"
     assert "refused" in (a.elector.last_error or "")
     network.restore()
     eventually(lambda: a.said == ["led 1", "lost", "led 2"])
@@ -361,7 +362,7 @@ class Process:
         """The lines up to the first that starts so."""
         said: list[str] = []
         while not said or not said[-1].startswith(start):
-            said.append(self.lines.get(timeout=15))
+            said.append(self.lines.get(timeout=DEADLINE))
         return said
 
     def rest(self) -> list[str]:
@@ -372,7 +373,7 @@ class Process:
 
     def end(self) -> None:
         self.child.send_signal(signal.SIGCONT)
-        self.child.communicate(timeout=15)
+        self.child.communicate(timeout=DEADLINE)
 
 
 def test_h16_a_process_stopped_past_its_lease_does_nothing_when_it_goes_on(
@@ -411,13 +412,20 @@ def test_h16_a_process_stopped_past_its_deadline_but_not_its_lease_goes_on_in_a_
     try:
         a.until("act 1")
         a.child.send_signal(signal.SIGSTOP)
-        resume = threading.Timer(1.3, lambda: a.child.send_signal(signal.SIGCONT))
+        continued: list[float] = []
+
+        def go_on() -> None:
+            continued.append(time.monotonic())
+            a.child.send_signal(signal.SIGCONT)
+
+        resume = threading.Timer(5.5, go_on)
         resume.start()
         resume.join()
-        continued = time.monotonic()
         said = a.until("act 2")
+        if "refused 1" not in said:  # the work of the first term has a thread of its own
+            said += a.until("refused 1")
         acts = [float(line.split()[2]) for line in said if line.startswith("act 1")]
-        assert all(t < continued for t in acts)
+        assert all(t < continued[0] for t in acts)
         assert {line for line in said if not line.startswith("act")} >= {"lost", "led 2", "refused 1"}
     finally:
         a.end()

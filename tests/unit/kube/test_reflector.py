@@ -14,7 +14,7 @@ from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.kube import api as kube
 from nfs_provisioner.kube.api import PVC, Resource
 from nfs_provisioner.kube.reflector import Reflector
-from tests.unit.kube.conftest import Requests, claim, eventually, write_kubeconfig
+from tests.unit.kube.conftest import DEADLINE, Requests, claim, eventually, write_kubeconfig
 from tests.unit.kube.network import FaultyNetwork
 from tests.unit.kube.scripted import ScriptedServer, answer, chunked
 
@@ -32,7 +32,7 @@ class Cache:
 
     def run(self) -> None:
         self.reflector.start()
-        assert self.reflector.synced.wait(15)
+        assert self.reflector.synced.wait(DEADLINE)
 
     def has(self, *names: str) -> bool:
         return sorted(self.reflector.items()) == sorted(names)
@@ -75,7 +75,7 @@ def start() -> Iterator[Start]:
 
     yield make
     for cache in caches:
-        cache.reflector.stop()
+        cache.reflector.stop(DEADLINE)
         assert not cache.reflector.is_alive()
 
 
@@ -130,8 +130,8 @@ def test_h17_when_idle_it_asks_for_nothing_but_the_next_watch(api: kube.Api, sta
     began = time.monotonic()
     cache = start(api, watch_seconds=1)
     eventually(lambda: requests.count("watch") >= 3)
-    elapsed = time.monotonic() - began
-    assert requests.count("watch") <= elapsed / 0.9 + 1
+    watches = requests.count("watch")  # before the time is taken: the next one may come between the two
+    assert watches <= (time.monotonic() - began) / 0.9 + 1
     assert requests.count("list") == 1
     api.create(PVC, claim("later", app="later"))
     eventually(lambda: cache.reflector.get("default/later"))
@@ -163,7 +163,7 @@ def test_h17_a_server_that_is_away_is_asked_ever_less_often(network: FaultyNetwo
     cache = Cache(faulty_api, rand=lambda: 0.0)
     waits = Waits(cache.reflector, 12)
     cache.reflector.start()
-    assert waits.all_taken.wait(15)
+    assert waits.all_taken.wait(DEADLINE)
     assert waits.seconds[:7] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0]
     assert set(waits.seconds[7:]) == {15.0}
     assert "refused" in (cache.reflector.last_error or "")
@@ -176,7 +176,7 @@ def test_h17_a_server_that_asks_to_wait_is_obeyed(tmp_path: Path) -> None:
         cache = Cache(kube.load(str(write_kubeconfig(tmp_path / "k", server.url))), rand=lambda: 0.0)
         waits = Waits(cache.reflector, 2)
         cache.reflector.start()
-        assert waits.all_taken.wait(15)
+        assert waits.all_taken.wait(DEADLINE)
         assert waits.seconds == [11.0, 0.5]
         cache.reflector.stop()
 
@@ -210,7 +210,7 @@ def test_h18_a_watch_answered_410_for_ever_is_repeated_ever_less_often(tmp_path:
         cache = Cache(kube.load(str(write_kubeconfig(tmp_path / "k", server.url))), rand=lambda: 0.0)
         waits = Waits(cache.reflector, 8)
         cache.reflector.start()
-        assert waits.all_taken.wait(15)
+        assert waits.all_taken.wait(DEADLINE)
         assert waits.seconds == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0]
         assert [request.split("?")[0] for request in server.requests] == ["GET /api/v1/persistentvolumeclaims"] * 16
         cache.reflector.stop()
@@ -222,7 +222,7 @@ def test_h18_watches_that_end_at_once_but_politely_are_not_repeated_at_once(tmp_
         cache = Cache(kube.load(str(write_kubeconfig(tmp_path / "k", server.url))), rand=lambda: 0.0)
         waits = Waits(cache.reflector, 4)
         cache.reflector.start()
-        assert waits.all_taken.wait(15)
+        assert waits.all_taken.wait(DEADLINE)
         assert waits.seconds == [0.25, 0.5, 1.0, 2.0]
         cache.reflector.stop()
 
@@ -246,7 +246,7 @@ def test_h18_backoff_starts_again_only_after_a_watch_that_lived(tmp_path: Path) 
         cache.reflector._on_change = on_change
         waits = Waits(cache.reflector, 3)
         cache.reflector.start()
-        assert waits.all_taken.wait(15)
+        assert waits.all_taken.wait(DEADLINE)
         # Two that broke; the third lived, ended as agreed, and was followed at once by the fourth, which broke.
         assert waits.seconds == [0.25, 0.5, 0.25]
         cache.reflector.stop()
@@ -308,9 +308,9 @@ def test_h40_a_server_restored_from_a_backup_is_believed_not_waited_for(tmp_path
         with EmbeddedApiServer(port=port) as restored:
             assert restored.revision < 10
             api.create(PVC, claim("c3", app="old"))
-            eventually(lambda: cache.has("old"), deadline=60)  # its pauses after errors come to half a minute
+            eventually(lambda: cache.has("old"))  # its pauses after errors come to half a minute
             api.create(PVC, claim("new", app="new"))
-            eventually(lambda: cache.has("old", "new"), deadline=60)
+            eventually(lambda: cache.has("old", "new"))
     assert cache.reflector.get("default/c3") == "old"
 
 
@@ -352,7 +352,7 @@ def test_a_kind_that_does_not_exist_yet_is_waited_for(api: kube.Api) -> None:
     cache = Cache(api, Resource("example.com", "v1", "things"), rand=lambda: 0.0)
     waits = Waits(cache.reflector, 3)
     cache.reflector.start()
-    assert waits.all_taken.wait(15)
+    assert waits.all_taken.wait(DEADLINE)
     assert waits.seconds == [0.25, 0.5, 1.0]
     assert "list things: 404" in (cache.reflector.last_error or "")
     assert not cache.reflector.synced.is_set()
@@ -363,9 +363,7 @@ def test_stopping_is_prompt_in_a_quiet_watch_and_tells_nothing_more(api: kube.Ap
     cache = Cache(api)
     cache.run()
     eventually(lambda: cache.reflector.healthy_since)
-    began = time.monotonic()
-    cache.reflector.stop()
-    assert time.monotonic() - began < 1
+    cache.reflector.stop(DEADLINE)  # the watch would go on for 290 seconds
     assert not cache.reflector.is_alive()
     assert cache.reflector.last_error is None
     api.create(PVC, claim("a", app="a"))
@@ -379,4 +377,4 @@ def test_stopping_does_not_wait_for_a_server_that_does_not_answer(faulty_api: ku
     eventually(lambda: network.accepted)
     began = time.monotonic()
     cache.reflector.stop(timeout=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25, "it waits until the request gives up, after 30 seconds"

@@ -23,6 +23,7 @@ class Work:
         self.fail: dict[str, Exception] = {}
         self.held: dict[str, threading.Event] = {}
         self.workers = Workers(self.queue, self._work, on_lost=self.lost.set)
+        self._before = set(threading.enumerate())  # of another test's lane some may still be ending
 
     def _work(self, key: str, lane: str) -> None:
         if key in self.held:
@@ -32,7 +33,8 @@ class Work:
         self.done.append((key, lane))
 
     def threads(self, lane: str) -> int:
-        return sum(1 for thread in threading.enumerate() if thread.name.startswith(f"worker-{lane}-"))
+        ours = set(threading.enumerate()) - self._before
+        return sum(1 for thread in ours if thread.name.startswith(f"worker-{lane}-"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from nfs_provisioner.replication.pairprocess import PairProcess
 from nfs_provisioner.replication.pairtalk import Report, Request
 from tests.unit.replication.twins import Twins
 
-DEADLINE = 20.0
+DEADLINE = 120.0
 
 
 @pytest.fixture
@@ -29,13 +28,15 @@ def twins(tmp_path: Path) -> Iterator[Twins]:
 @pytest.fixture
 def process(twins: Twins) -> Iterator[PairProcess]:
     made = PairProcess(
-        "web", str(twins.root("a")), str(twins.root("b")), twins.lease, twins.raise_seq, lanes=2, standstill=1.0
+        "web", str(twins.root("a")), str(twins.root("b")), twins.lease, twins.raise_seq, lanes=2, standstill=DEADLINE
     )
     yield made
     made.stop()
 
 
 def opened(process: PairProcess, twins: Twins) -> PairProcess:
+    if process._child is not None:
+        process._child.process.wait(DEADLINE)  # it was killed: on a busy machine its end takes more than a moment
     process.start()
     process.call("open", twins.expected, "00000001")
     return process
@@ -67,12 +68,12 @@ def test_h33_a_child_that_stands_still_is_killed_and_another_goes_on(process: Pa
     (twins.root("a") / "pv/file").write_text("data")
     opened(process, twins)
     assert process.pid is not None
+    process._standstill = 1.0
     os.kill(process.pid, signal.SIGSTOP)  # as a call on a server that hangs
-    began = time.monotonic()
-    with pytest.raises(RetryLater, match="stands still"):
+    with pytest.raises(RetryLater, match="stands still for 1 s"):
         passed(process, twins, "pv")
-    assert time.monotonic() - began < 10
     assert not process.up
+    process._standstill = DEADLINE
     with pytest.raises(RetryLater, match="stands still"):
         passed(process, twins, "pv")
     assert passed(opened(process, twins), twins, "pv").clean
@@ -141,8 +142,8 @@ def test_errors_keep_their_kind(process: PairProcess, twins: Twins) -> None:
 
 def test_after_the_end_nothing_is_started(process: PairProcess, twins: Twins) -> None:
     opened(process, twins)
-    pid = process.pid
+    child = process._child
     process.stop()
-    assert pid is not None and not Path(f"/proc/{pid}").exists()
+    assert child is not None and child.process.wait(DEADLINE) == -signal.SIGKILL
     with pytest.raises(RetryLater, match="stopped"):
         process.start()

@@ -13,7 +13,7 @@ import pytest
 
 from nfs_provisioner.replication.watcher import Dirty, Watcher
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class Tree:

@@ -11,9 +11,10 @@ import pytest
 from nfs_provisioner.config import ServiceRef
 from nfs_provisioner.errors import LostLeadership
 from nfs_provisioner.kube.api import ENDPOINT_SLICE, SERVICE, Api
+from nfs_provisioner.volumes import addresses as addresses_module
 from nfs_provisioner.volumes.addresses import Addresses
 from nfs_provisioner.volumes.objects import endpoint_slice
-from tests.unit.volumes.conftest import Ground, eventually
+from tests.unit.volumes.conftest import DEADLINE, Ground, eventually
 
 Json = dict[str, Any]
 NAMESPACE = "default"
@@ -52,7 +53,8 @@ class Case:
 
 
 @pytest.fixture
-def case(api: Api, ground: Ground) -> Iterator[Case]:
+def case(api: Api, ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+    monkeypatch.setattr(addresses_module, "SYNC", DEADLINE)
     made = Case(api, ground)
     yield made
     made.addresses.stop()

@@ -18,7 +18,7 @@ from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.growth import grow
 from nfs_provisioner.volumes.objects import Claim, Volume, claim_from, volume_from
 from tests.unit.volumes import situations
-from tests.unit.volumes.conftest import Ground, eventually
+from tests.unit.volumes.conftest import DEADLINE, Ground, eventually
 
 Json = dict[str, Any]
 FOREIGN = {"type": "ModifyingVolume", "status": "True", "reason": "theirs", "message": "not ours"}
@@ -67,7 +67,7 @@ class Case:
 
     def told(self) -> list[str]:
         """Reasons of all Events, one for each time it was told."""
-        self.events.stop()
+        self.events.stop(DEADLINE)
         found = self.api.list(EVENT, "default")[0]
         return sorted(event["reason"] for event in found for _ in range(event.get("count", 1)))
 
@@ -118,6 +118,7 @@ def test_a_growth_that_does_not_fit_is_told_with_the_size_that_is_asked_for_now(
     case.export.start()
     eventually(lambda: case.export.ready, "it is not attached")
     case.export.catalog.put(case.record)
+    monkeypatch.setattr(growth, "FIGURES_FOR", timedelta(hours=1))
 
     def refused(asked: str) -> tuple[str, str]:
         case.api.patch(PVC, "data", {"spec": {"resources": {"requests": {"storage": asked}}}}, namespace="default")

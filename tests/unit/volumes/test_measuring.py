@@ -24,7 +24,7 @@ from nfs_provisioner.volumes.measuring import EVERY, PASSES_SKIPPED, SPREAD, STI
 from nfs_provisioner.volumes.services import Partner, Services
 from nfs_provisioner.volumes.usage import Ledger
 from tests.unit.export.world import volume
-from tests.unit.volumes.conftest import eventually
+from tests.unit.volumes.conftest import DEADLINE, eventually
 
 WALL = 1_800_000_000.0
 LATEST = EVERY * (1 + SPREAD)
@@ -222,7 +222,7 @@ def measuring(export: Scripted, **options: Any) -> Iterator[Measuring]:
         yield made
     finally:
         made.stop()
-        made.join(10.0)
+        made.join(DEADLINE)
         os.close(lease.fd)
 
 

@@ -19,6 +19,7 @@ from nfs_provisioner.volumes.objects import RESTORE_ARCHIVE, DataSource, Volume
 from nfs_provisioner.volumes.planner import Plan, Planner
 from nfs_provisioner.volumes.registry import Registry
 from nfs_provisioner.volumes.room import NoRoom, Room
+from tests.unit.volumes.conftest import DEADLINE
 from tests.unit.volumes.exports import registry, tell, with_room
 from tests.unit.volumes.situations import GI, NAME, OURS, claim, record, situation, volume
 
@@ -350,7 +351,7 @@ def test_h35_claims_that_see_the_same_room_at_one_moment_share_it_out(
         found = inner(export)
         if export.name == "web" and not getattr(first, "read", False):
             first.read = True
-            start.wait(20)
+            start.wait(DEADLINE)
         return found
 
     monkeypatch.setattr(Export, "room", room)
