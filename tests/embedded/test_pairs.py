@@ -12,10 +12,14 @@ import pytest
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.kube.api import NFS_EXPORT, PVC
-from tests.embedded.site import Controller, Site
+from tests.embedded.site import DEADLINE, Controller, Site
 from tests.plugins.loopfs import LoopFileSystem
 
 Json = dict[str, Any]
+
+
+FAILED = 'nfs_provisioner_replication_passes_total{export="web",result="failed"}'
+PAUSED = 150.0  # seconds: for as long as passes failed, they pause after that
 
 
 class Pair(Site):
@@ -62,9 +66,9 @@ class Pair(Site):
 
         self.until(ticked, "the file system's clock stands still")
 
-    def arrives(self, pv: str, name: str, text: str) -> None:
+    def arrives(self, pv: str, name: str, text: str, seconds: float = DEADLINE) -> None:
         file = self.on("b", pv) / name
-        self.until(lambda: file.exists() and file.read_text() == text, f"{name} did not arrive on the standby")
+        self.until(lambda: file.exists() and file.read_text() == text, f"{name} did not arrive on the standby", seconds)
 
     def standby(self) -> Json:
         found: list[Json] = self.export_status("web").get("replicas", [])
@@ -195,14 +199,17 @@ def test_h38_a_standby_that_somebody_else_writes_to_stops_the_pair_until_a_perso
         site.until(lambda: site.export_status("web")["phase"] == "Halted", "it is not Halted")
         (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
         assert f"confirm-deletions web {pv}" in message and "strange" in message
-        (site.on("a", other) / "second").write_text("waits")
+        # Whatever pass was under way: it has ended when the volume's next one is refused.
         site.until(lambda: "the pair is stopped" in message_of(controller, other), "the other volume is not stopped")
+        (site.on("a", other) / "second").write_text("waits")
+        refused, failed = scrape(controller)[FAILED], lambda: scrape(controller)[FAILED]
+        site.until(lambda: failed() >= refused + 2, "the other volume has no turn")
         assert not (site.on("b", other) / "second").exists()
         assert (site.on("b", pv) / "strange").read_text().startswith("written by a pod")
         request = f"confirm-deletions {pv} epoch=1 at=now"
         site.api.patch(NFS_EXPORT, "web", {"metadata": {"annotations": {"nfs-provisioner.io/request": request}}})
         site.until(lambda: site.copied(pv) == ["file"], "the strange file did not go to trash")
-        site.arrives(other, "second", "waits")
+        site.arrives(other, "second", "waits", PAUSED)
         site.until(lambda: site.condition("SyncStalled") == "False", "it is still said to be stopped")
         site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
 
@@ -321,7 +328,7 @@ def test_h38_a_pair_that_is_stopped_stays_so_when_the_controller_restarts(site: 
         site.until(lambda: site.export_status("web")["phase"] == "Halted", "it is not Halted")
         assert (site.on("b", other) / "file").read_text() == "data"
         (site.on("b", pv) / "strange").unlink()
-        site.arrives(other, "file", "waits")
+        site.arrives(other, "file", "waits", PAUSED)
         site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
 
 
@@ -359,5 +366,5 @@ def test_h22_a_standby_that_cannot_be_written_is_seen_long_before_it_is_late(sit
             site.until(lambda: "Read-only" in str(site.export_status("web").get("conditions")), "nobody is told")
             site.until(lambda: site.export_status("web")["phase"] == "Degraded", "it is not Degraded")
             disk.read_only(False)
-            site.arrives(pv, "file", "newer")
+            site.arrives(pv, "file", "newer", PAUSED)
             site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still said")

@@ -65,8 +65,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def give_calls_up_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Set the deadline of every call on a replica that names no other."""
-    assert Replica.call.__kwdefaults__ is not None
-    monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", seconds)
+    for method in (Replica.call, Replica.call_all, exports.Export.call):
+        assert method.__kwdefaults__ is not None
+        monkeypatch.setitem(method.__kwdefaults__, "deadline", seconds)
 
 
 @pytest.fixture
