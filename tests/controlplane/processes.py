@@ -100,18 +100,18 @@ class Child:
             time.sleep(0.05)
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Distinct TCP ports of this address that nobody listened on a moment ago."""
+def free_ports(count: int) -> list[int]:
+    """Distinct TCP ports of 127.0.0.1 that nobody listened on a moment ago."""
     with contextlib.ExitStack() as held:
-        return [held.enter_context(_bound(host)).getsockname()[1] for _ in range(count)]
+        return [held.enter_context(_bound()).getsockname()[1] for _ in range(count)]
 
 
 @contextlib.contextmanager
-def _bound(host: str) -> Iterator[socket.socket]:
+def _bound() -> Iterator[socket.socket]:
     for port in random.sample(_PORTS, len(_PORTS)):
         with socket.socket() as candidate:
             try:
-                candidate.bind((host, port))
+                candidate.bind(("127.0.0.1", port))
             except OSError:
                 continue
             yield candidate

@@ -260,4 +260,4 @@ EXPORT {{
 
 def free_port(host: str = HOST) -> int:
     """No outgoing connection takes it while its server is killed and started again."""
-    return free_ports(1, host)[0]
+    return free_ports(1)[0]

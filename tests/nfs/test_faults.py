@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nfs.conftest import MakeHanging, give_calls_up_after
+from tests.nfs.conftest import MakeHanging, give_calls_up_after, never_give_calls_up
 from tests.nfs.stand import (
     CALL_DEADLINE,
     CONTROL,
@@ -29,10 +29,6 @@ from tests.plugins.hang import CHANGES
 from tests.plugins.loopfs import MIB, LoopFileSystem
 
 pytestmark = [pytest.mark.nfs, pytest.mark.usefixtures("impatient")]
-
-#: A deadline that a busy machine does not reach by being slow; `Stand.give_up` is what ends the calls that hang.
-UNHURRIED = 600.0
-
 
 # -- a server that does not answer ------------------------------------------------------------------------------------
 
@@ -61,7 +57,7 @@ def test_h33_h36_a_replica_that_hangs_from_the_start_delays_nobody_else(stand: S
 def test_h33_a_replica_that_hangs_while_volumes_are_made(
     stand: Stand, hanging: MakeHanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    give_calls_up_after(UNHURRIED, monkeypatch)
+    never_give_calls_up(monkeypatch)
     sick = hanging("sick", "a")
     stand.local_export("well")
     stand.export("sick", {"a": sick.path})
@@ -87,7 +83,7 @@ def test_h33_a_replica_that_hangs_while_volumes_are_made(
 def test_h33_a_hanging_standby_delays_no_claim_of_its_partner(
     stand: Stand, hanging: MakeHanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    give_calls_up_after(UNHURRIED, monkeypatch)
+    never_give_calls_up(monkeypatch)
     standby = hanging("pair", "b")
     active = stand.exports / "pair" / "a"
     active.mkdir()

@@ -22,7 +22,7 @@ FileSystemType = Literal["ext4", "xfs"]
 MIB = 1024 * 1024
 # mkfs.xfs refuses less.
 SMALLEST: dict[FileSystemType, int] = {"ext4": 2 * MIB, "xfs": 300 * MIB}
-DEADLINE = 120.0  # seconds; mkfs waits for the disk below
+DEADLINE = 180.0  # seconds: a mount waits for a disk that stalls
 
 _MKFS: dict[FileSystemType, tuple[str, ...]] = {
     # No blocks reserved for root, so that "full" is the same for everybody; no work left for later.
