@@ -202,8 +202,8 @@ def test_h38_a_standby_that_somebody_else_writes_to_stops_the_pair_until_a_perso
         # Whatever pass was under way: it has ended when the volume's next one is refused.
         site.until(lambda: "the pair is stopped" in message_of(controller, other), "the other volume is not stopped")
         (site.on("a", other) / "second").write_text("waits")
-        refused, failed = scrape(controller)[FAILED], lambda: scrape(controller)[FAILED]
-        site.until(lambda: failed() >= refused + 2, "the other volume has no turn")
+        refused = scrape(controller)[FAILED]
+        site.until(lambda: scrape(controller)[FAILED] >= refused + 2, "the other volume has no turn")
         assert not (site.on("b", other) / "second").exists()
         assert (site.on("b", pv) / "strange").read_text().startswith("written by a pod")
         request = f"confirm-deletions {pv} epoch=1 at=now"

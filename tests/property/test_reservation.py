@@ -26,6 +26,8 @@ from nfs_provisioner.kube.api import NFS_EXPORT, PVC
 from nfs_provisioner.volumes.objects import EXPORT_LABEL, RESTORE_ARCHIVE
 from tests.embedded.site import MI, Controller, Site, unhurried
 
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
+
 Json = dict[str, Any]
 T = TypeVar("T")
 
