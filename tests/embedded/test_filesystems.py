@@ -89,9 +89,10 @@ def test_two_exports_that_promise_the_same_file_system_are_told_of_each_other(
 ) -> None:
     monkeypatch.setattr(exports, "HOUSEKEEPING", 3600.0)
     set_capacity(site, "web", None)
-    site.make_export("mail")
-    set_capacity(site, "mail", None)
     with site.controller() as controller:
+        site.export_ready("web")
+        site.until(lambda: status(controller)["exports"][0]["unmanaged"] == 0, "its first round is not over")
+        site.make_export("mail", capacity=None)  # web looks at nothing of its own accord any more
         for name, other in (("web", "mail"), ("mail", "web")):
             said = site.until(partial(told, site, name), f"{name} is told nothing", SOON)
             assert f"NFSExport {other}" in said and "set spec.capacity" in said
