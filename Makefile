@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test bench lint lock clean
 
 demo: $(VENV)/.run
-	$(BIN)/nfs-provisioner demo --once
+	$(BIN)/nfs-provisioner demo --once --port 0
 
 test: lint
 	$(BIN)/python -m pytest

@@ -27,6 +27,7 @@ from nfs_provisioner.demo.proxy import TARGET
 from nfs_provisioner.errors import InvalidInput, NfsProvisionerError
 from nfs_provisioner.export.filesystem import filesystem_type
 from nfs_provisioner.kube.api import EVENT, NAMESPACE, NFS_EXPORT, PV, PVC, SERVICE, STORAGE_CLASS, Api, NotFound, load
+from nfs_provisioner.replication.measuring import REPLICA_COMMAND
 
 T = TypeVar("T")
 JsonObject = dict[str, Any]
@@ -35,7 +36,7 @@ NAMESPACES = ("nfs-provisioner", "shop")
 EXPORT = "web"
 SERVER_PATH = "/srv/nfs/web"
 REPLICAS = ("a", "b")
-DEADLINE = 60.0  # seconds within which each thing that is waited for happens, or the demo has failed
+DEADLINE = 120.0  # seconds within which each thing that is waited for happens, or the demo has failed; disks stall
 _LOOK_EVERY = 0.004  # seconds; what is measured is no more exact than this
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -142,14 +143,17 @@ class Stage:
 
         self.wait(absent, f"PV {name} is still there")
 
-    def event(self, claim: str, reason: str) -> JsonObject:
-        """Wait for an Event about a claim of namespace shop."""
+    def event(self, claim: str, reason: str, word: str) -> JsonObject:
+        """Wait for an Event about a claim of namespace shop whose message has this word: on a slow machine it may be
+        told first that an export is not ready."""
+
+        def about(event: JsonObject) -> bool:
+            return (event["involvedObject"]["name"], event["reason"]) == (claim, reason) and word in event["message"]
 
         def found() -> JsonObject | None:
-            events, _ = self.api.list(EVENT, "shop")
-            return next((e for e in events if (e["involvedObject"]["name"], e["reason"]) == (claim, reason)), None)
+            return next(filter(about, self.api.list(EVENT, "shop")[0]), None)
 
-        return self.wait(found, f"there is no Event {reason} about claim shop/{claim}")
+        return self.wait(found, f"there is no Event {reason} with {word!r} about claim shop/{claim}")
 
     # -- what the controller says -------------------------------------------------------------------------------------
 
@@ -176,13 +180,14 @@ class Stage:
             body: bytes = response.read()
         return body.decode()
 
-    def worker(self, replica: str) -> int | None:
-        """Pid of the child process that does the file-system calls on `replica`."""
-        wanted = os.fsencode(self.root(replica))
-        for process in Path("/proc").glob("[0-9]*"):
+    def worker(self, replica: str, *, besides: int | None = None) -> int | None:
+        """Pid of the child process that does the file-system calls on `replica`, and on that alone. `besides` may have
+        been killed, and still be waiting for its disk."""
+        wanted = {os.fsencode(self.root(replica)), os.fsencode(REPLICA_COMMAND[-1])}
+        for process in (found for found in Path("/proc").glob("[0-9]*") if found.name != str(besides)):
             with contextlib.suppress(OSError):  # it ended while we looked
                 parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == os.getpid() and wanted in (process / "cmdline").read_bytes().split(b"\0"):
+                if parent == os.getpid() and wanted <= set((process / "cmdline").read_bytes().split(b"\0")):
                     return int(process.name)
         return None
 
@@ -219,7 +224,8 @@ def staged(port: int, keep: Path | None) -> Iterator[Stage]:
 
 def _daemon(port: int, directory: Path, kubeconfig: Path) -> Daemon:
     config = ControllerConfig(
-        leader_election=LeaderElectionConfig(namespace=NAMESPACES[0]),
+        # Longer than in a cluster: nobody waits for this lease, and a machine may pause.
+        leader_election=LeaderElectionConfig(namespace=NAMESPACES[0], lease_duration=120.0, renew_deadline=100.0),
         http=HttpConfig("127.0.0.1", port),
         mount_root=str(directory / "exports"),
     )

@@ -17,6 +17,8 @@ from tests.plugins.packages import require_root
 from tests.plugins.passes import Cut, Picture, Steps
 from tests.unit.export.world import World, volume
 
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
+
 DIRECTORY = "team/new"
 
 

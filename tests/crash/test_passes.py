@@ -19,6 +19,8 @@ from tests.plugins.loopfs import MIB, SMALLEST, FileSystemType, LoopFileSystem
 from tests.plugins.packages import find, require_root
 from tests.plugins.passes import Cut, Picture, Sides, Steps, digests
 
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
+
 SIZE: dict[FileSystemType, int] = {"ext4": 24 * MIB, "xfs": SMALLEST["xfs"]}
 
 

@@ -18,6 +18,8 @@ from nfs_provisioner.replication.levels import compare
 from tests.crash.steps import Power, PowerCut
 from tests.unit.export.world import MARKER, POOL, World, identity, volume
 
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
+
 TIME = re.compile(r"-\d{8}T\d{6}Z$")
 Outcome = dict[str, tuple[State, str]]
 

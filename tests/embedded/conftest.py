@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
-from tests.embedded.site import Site
+from tests.embedded.site import Site, unhurried
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    unhurried(monkeypatch)
 
 
 @pytest.fixture

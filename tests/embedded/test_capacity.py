@@ -17,7 +17,7 @@ from tests.embedded.site import MI, Site
 from tests.plugins.packages import unavailable
 
 Json = dict[str, Any]
-SOON = 15.0  # seconds: far below what a volume waits that nobody wakes
+SOON = 45.0  # seconds: far below what a volume waits that nobody wakes
 
 
 @pytest.fixture

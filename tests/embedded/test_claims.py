@@ -190,6 +190,7 @@ def test_two_claims_of_one_archive_get_it_once(site: Site) -> None:
         site.until(lambda: site.volumes(), "neither got it")
         refused(site, "archive")
         assert len(site.volumes()) == 1
+        site.until(lambda: State.LIVE in [r.state for r in site.records().values()], "its record is not finished")
     (live,) = [r for r in site.records().values() if r.state is State.LIVE]
     assert (site.root / live.directory / "file").read_text() == "data"
 

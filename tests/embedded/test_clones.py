@@ -13,6 +13,7 @@ import pytest
 from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import PVC, NotFound
 from tests.embedded.site import Site
+from tests.plugins import heldworker
 from tests.plugins.packages import find, require
 from tests.plugins.passes import Picture
 
@@ -117,35 +118,48 @@ def test_a_clone_stays_on_its_sources_export(site: Site, other: str) -> None:
 
 
 class Slow:
-    """A large source, and a clone of it that is being copied."""
+    """A source, and a clone of it whose copying stands still from the first files on until `release`."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.old = source(site)
-        for number in range(4000):
-            (site.directory_of(self.old) / f"many-{number}").write_bytes(b"x" * 20_000)
-        self.claim = site.claim("new", **of("old"))
+        self._held = site.directory / "held"
+        self._held.touch()
+        self.options: Json = {"worker_command": (*heldworker.COMMAND, str(self._held))}  # of the controller
+
+    def make(self) -> None:
+        """To be called while a controller runs."""
+        self.old = source(self.site)
+        for number in range(100):
+            (self.site.directory_of(self.old) / f"many-{number}").write_bytes(b"x" * 20_000)
+        self.claim = self.site.claim("new", **of("old"))
         self.pv = f"pvc-{self.claim['metadata']['uid']}"
+        self.site.until(self.copied, "the copying does not begin")
+        self.stands()
 
-    def begun(self) -> None:
-        def copying() -> bool:
-            record = self.site.record(self.pv)
-            if record is None or record.inode is None:
-                return False
-            assert not record.copied, "too quick for this test"
-            return any(self.site.directory_of(self.pv).iterdir())
+    def copied(self) -> list[str]:
+        """What the clone has of the files at the top."""
+        record = self.site.record(self.pv)
+        if record is None or record.inode is None:
+            return []
+        return [name for name in os.listdir(self.site.directory_of(self.pv)) if name.startswith("many-")]
 
-        self.site.until(copying, "the copying does not begin")
+    def stands(self) -> None:
+        """It is under way now."""
+        record = self.site.record(self.pv)
+        assert record is not None and not record.copied and len(self.copied()) < 100
+
+    def release(self) -> None:
+        self._held.unlink()
 
 
 def test_a_copy_under_way_shows_and_holds_up_nobody(site: Site) -> None:
-    with site.controller():
-        slow = Slow(site)
-        slow.begun()
+    slow = Slow(site)
+    with site.controller(**slow.options):
+        slow.make()
         site.claim("other")
         site.bound("other")
-        record = site.record(slow.pv)
-        assert record is not None and not record.copied, "too quick for this test"
+        slow.stands()
+        slow.release()
         site.bound("new")
         messages = site.until(lambda: site.events("Provisioning"), "nobody said that it is copied")
     assert messages[0].startswith("copying claim shop/old: ")
@@ -154,9 +168,9 @@ def test_a_copy_under_way_shows_and_holds_up_nobody(site: Site) -> None:
 
 
 def test_h13_a_claim_deleted_while_it_is_copied_leaves_nothing_behind(site: Site) -> None:
-    with site.controller():
-        slow = Slow(site)
-        slow.begun()
+    slow = Slow(site)
+    with site.controller(**slow.options):
+        slow.make()
         site.delete_claim("new")
         site.until(lambda: site.record(slow.pv) is None, "the record is still there")
         control = site.root / ".nfs-provisioner"
@@ -169,10 +183,11 @@ def test_h13_a_claim_deleted_while_it_is_copied_leaves_nothing_behind(site: Site
 
 
 def test_a_controller_that_ends_while_it_copies_goes_on_after_a_restart(site: Site) -> None:
-    with site.controller():
-        slow = Slow(site)
-        slow.begun()
-    there = {p.name: p.stat().st_ino for p in site.directory_of(slow.pv).iterdir() if p.name.startswith("many-")}
+    slow = Slow(site)
+    with site.controller(**slow.options):
+        slow.make()
+    slow.stands()
+    there = {name: (site.directory_of(slow.pv) / name).stat().st_ino for name in slow.copied()}
     with site.controller():
         site.bound("new")
     place = site.directory_of(slow.pv)
@@ -181,19 +196,21 @@ def test_a_controller_that_ends_while_it_copies_goes_on_after_a_restart(site: Si
 
 
 def test_a_source_deleted_while_it_is_copied_is_copied_from_its_archive(site: Site) -> None:
-    with site.controller():
-        slow = Slow(site)
-        slow.begun()
+    slow = Slow(site)
+    with site.controller(**slow.options):
+        slow.make()
         site.delete_claim("old")
         site.becomes(slow.old, State.ARCHIVED)
+        slow.stands()
+        slow.release()
         site.bound("new")
     assert differences(site.directory_of(slow.old), site.directory_of(slow.pv)) == ""
 
 
 def test_h13_a_claim_deleted_while_the_controller_is_down_takes_its_half_copy_along(site: Site) -> None:
-    with site.controller():
-        slow = Slow(site)
-        slow.begun()
+    slow = Slow(site)
+    with site.controller(**slow.options):
+        slow.make()
     site.delete_claim("new")
     with site.controller():
         site.until(lambda: site.record(slow.pv) is None, "the record is still there")
@@ -201,13 +218,14 @@ def test_h13_a_claim_deleted_while_the_controller_is_down_takes_its_half_copy_al
 
 
 def test_a_worker_that_dies_while_it_copies_goes_on(site: Site) -> None:
-    with site.controller() as controller:
-        slow = Slow(site)
-        slow.begun()
+    slow = Slow(site)
+    with site.controller(**slow.options) as controller:
+        slow.make()
         assert controller.daemon.registry is not None
         (export,) = controller.daemon.registry.all()
         (attachment,) = export.attachments()
         assert attachment.replica.pid is not None
         os.kill(attachment.replica.pid, signal.SIGKILL)
+        slow.release()
         site.bound("new")
     assert differences(site.directory_of(slow.old), site.directory_of(slow.pv)) == ""

@@ -15,6 +15,8 @@ from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import PV, PVC
 from tests.embedded.site import MI, CutOff, Moment, Site
 
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
+
 MOMENTS: list[Moment] = ["before", "after"]
 NewSite = Callable[[], Site]
 

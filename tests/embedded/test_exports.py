@@ -26,6 +26,6 @@ def test_no_thread_of_a_deleted_export_stays_and_one_of_its_name_is_served_again
         for claim in ("first", "second"):
             site.make_export("later")
             provision_and_delete(site, claim)
-            assert len(threads_of("later")) == 3, "two workers, and the export's own"
+            site.until(lambda: len(threads_of("later")) == 3, "there are not two workers, and the export's own")
             site.api.delete(NFS_EXPORT, "later")
             site.until(lambda: not threads_of("later"), "threads of the deleted export are left")

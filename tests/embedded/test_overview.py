@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from nfs_provisioner.config import format_quantity
 from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import ENDPOINT_SLICE, NFS_EXPORT, PV, SERVICE
+from nfs_provisioner.volumes.registry import COUNTS_EVERY
 from tests.embedded.site import MI, Controller, Site
 
 Json = dict[str, Any]
@@ -52,6 +54,8 @@ def test_volumes_and_archives_are_counted_where_they_are(site: Site) -> None:
         assert (export["volumes"], export["archives"], export["reserved"]) == (2, 1, 40 * MI)
         assert {v["claim"]: v["state"] for v in shown["volumes"]} == {"one": "live", "three": "retained"}
         assert {a["claim"]: a["state"] for a in shown["archives"]} == {"two": "archived", "three": "retained"}
+        made = 'controller_persistentvolumeclaim_provision_total{class="nfs",source=""}'
+        site.until(lambda: metrics(controller).get(made) == 2, "two volumes of that class are not counted")
         samples = metrics(controller)
         volume = f'namespace="shop",persistentvolume="{pvs["one"]}",persistentvolumeclaim="one"'
         assert samples[f'nfs_provisioner_volume_requested_bytes{{export="web",{volume}}}'] == 10 * MI
@@ -60,7 +64,6 @@ def test_volumes_and_archives_are_counted_where_they_are(site: Site) -> None:
         assert samples['nfs_provisioner_export_reserved_bytes{export="web"}'] == 40 * MI
         assert samples['nfs_provisioner_replica_up{export="web",replica="a"}'] == 1
         assert samples["nfs_provisioner_leader"] == 1
-        assert samples['controller_persistentvolumeclaim_provision_total{class="nfs",source=""}'] == 2
         assert not [name for name in samples if "requested_bytes" in name and pvs["two"] in name]
 
 
@@ -83,6 +86,7 @@ def test_an_export_that_is_not_understood_is_halted_wherever_one_looks(site: Sit
         site.claim("data", "60Mi")
         site.bound("data")
         site.until(lambda: metrics(controller).get(SERIES.format("reserved_bytes", "web")) == 60 * MI, "no metrics")
+        site.export_ready("web")
         before = site.export_status("web")
         for name in ("web", "never"):
             outside = {"name": "a", "server": "192.0.2.1", "path": "/srv/nfs", "mountPath": f"/outside/{name}"}
@@ -146,6 +150,7 @@ def test_h36_a_start_while_the_server_is_away_does_not_say_that_nothing_is_promi
     with site.controller():
         site.claim("data", "60Mi")
         site.bound("data")
+        site.export_ready("web")
     known = {"reserved": "60Mi", "volumes": 1, "archives": 0}  # as it is published once a minute
     site.api.patch(NFS_EXPORT, "web", {"status": known}, subresource="status")
     before = site.export_status("web")
@@ -168,12 +173,13 @@ def test_a_burst_of_claims_costs_few_status_writes(site: Site) -> None:
     """Counts wait for the minute; one write an export, not one a claim."""
     with site.controller() as controller:
         site.export_ready("web")
-        before = requests(controller, "patch", "nfsexports")
+        before, began = requests(controller, "patch", "nfsexports"), time.monotonic()
         for number in range(30):
             site.claim(f"c{number}")
         for number in range(30):
             site.bound(f"c{number}")
-        assert requests(controller, "patch", "nfsexports") - before <= 3
+        minutes = (time.monotonic() - began) // COUNTS_EVERY  # on a slow machine
+        assert requests(controller, "patch", "nfsexports") - before <= 3 + minutes
         # One POST a claim, and nothing else that was not needed.
         assert requests(controller, "create", "persistentvolumes") == 30
         assert requests(controller, "patch", "persistentvolumes") == 0

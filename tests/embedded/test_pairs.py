@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.kube.api import NFS_EXPORT, PVC
-from tests.embedded.site import Controller, Site
+from tests.embedded.site import DEADLINE, Controller, Site
 from tests.plugins.loopfs import LoopFileSystem
 
 Json = dict[str, Any]
+
+
+FAILED = 'nfs_provisioner_replication_passes_total{export="web",result="failed"}'
+PAUSED = 150.0  # seconds: for as long as passes failed, they pause after that
 
 
 class Pair(Site):
@@ -38,9 +43,32 @@ class Pair(Site):
         place = self.on("b", pv)
         return sorted(os.listdir(place)) if place.exists() else []
 
-    def arrives(self, pv: str, name: str, text: str) -> None:
+    def put(self, replica: str, pv: str, name: str, text: str) -> None:
+        """A whole file at one moment: no pass sees it before it is written."""
+        made = self.directory / "being written"
+        made.write_text(text)
+        made.rename(self.on(replica, pv) / name)
+
+    def empty(self, directory: Path) -> None:
+        """All that lies in it goes at one moment, and with it the directory."""
+        directory.rename(self.directory / f"gone-{directory.name}")
+
+    def clean(self, pv: str) -> None:
+        """Wait for the end of a pass that wrote something: what is written from here on is younger than that."""
+        file, probe = self.mount_root / "web/b/.nfs-provisioner/sync" / f"{pv}.json", self.directory / "probe"
+        wrote: int = self.until(
+            lambda: json.loads(file.read_text())["wrote"] if file.exists() else None, "the pass does not end"
+        )
+
+        def ticked() -> bool:
+            probe.touch()
+            return probe.stat().st_mtime_ns > wrote
+
+        self.until(ticked, "the file system's clock stands still")
+
+    def arrives(self, pv: str, name: str, text: str, seconds: float = DEADLINE) -> None:
         file = self.on("b", pv) / name
-        self.until(lambda: file.exists() and file.read_text() == text, f"{name} did not arrive on the standby")
+        self.until(lambda: file.exists() and file.read_text() == text, f"{name} did not arrive on the standby", seconds)
 
     def standby(self) -> Json:
         found: list[Json] = self.export_status("web").get("replicas", [])
@@ -76,20 +104,23 @@ def site(embedded_api: EmbeddedApiServer, tmp_path: Path) -> Pair:
 def test_a_file_arrives_on_the_standby_and_the_lag_is_seen(site: Pair) -> None:
     site.make_pair()
     site.claim("data")
+    began = time.monotonic()
     with site.controller() as controller:
         pv = site.bound("data")
-        (site.on("a", pv) / "file").write_text("data")
+        site.put("a", pv, "file", "data")
         site.arrives(pv, "file", "data")
         site.until(lambda: seen(controller)["exports"][0]["lag"] is not None, "no lag is seen")
         (row,) = seen(controller)["volumes"]
-        assert 0 <= row["lag"] < 20 and row["waiting"] == 0 and row["lastCleanPass"]
+        assert 0 <= row["lag"] < time.monotonic() - began and row["waiting"] == 0 and row["lastCleanPass"]
         site.until(lambda: site.standby().get("lastCleanPass"), "status has no lastCleanPass")
         site.export_ready("web")
-        assert site.condition("SyncStalled") == "False"
+        site.until(lambda: site.condition("SyncStalled") == "False", "it is said to be stalled")
+        copied = 'nfs_provisioner_replication_copied_files_total{export="web"}'
+        site.until(lambda: scrape(controller).get(copied), "the pass that copied does not end")
         levels = scrape(controller)
-        assert levels['nfs_provisioner_replication_lag_seconds{export="web"}'] < 20
+        assert 0 <= levels['nfs_provisioner_replication_lag_seconds{export="web"}'] < time.monotonic() - began
         assert levels['nfs_provisioner_replication_passes_total{export="web",result="clean"}'] >= 1
-        assert levels['nfs_provisioner_replication_copied_files_total{export="web"}'] == 1
+        assert levels[copied] == 1
         (site.on("a", pv) / "file").write_text("newer")
         site.arrives(pv, "file", "newer")
         (site.on("a", pv) / "file").unlink()
@@ -116,7 +147,7 @@ def test_a_second_replica_added_to_a_living_export_is_filled(site: Pair) -> None
 
 
 def test_what_a_restarted_controller_knows_of_the_standby(site: Pair) -> None:
-    site.make_pair(interval="1h", maxLag="2h")
+    site.make_pair(interval="20000h", maxLag="40000h")  # within which the moment of the next pass is drawn
     site.claim("data")
     with site.controller() as controller:
         pv = site.bound("data")
@@ -132,15 +163,17 @@ def test_too_many_deletions_wait_until_they_are_confirmed(site: Pair) -> None:
     site.claim("data")
     with site.controller() as controller:
         pv = site.bound("data")
-        for number in range(1100):
-            (site.on("a", pv) / f"f{number}").touch()
-        site.until(lambda: len(site.copied(pv)) == 1100, "the files did not arrive")
-        for number in range(1100):
-            (site.on("a", pv) / f"f{number}").unlink()
+        many = site.on("a", pv) / "many"
+        many.mkdir()
+        for number in range(1099):
+            (many / f"f{number}").touch()
+        there = site.on("b", pv) / "many"
+        site.until(lambda: there.exists() and len(os.listdir(there)) == 1099, "the files did not arrive")
+        site.empty(many)
         site.until(lambda: site.condition("SyncStalled") == "True", "nobody is told that deletions wait")
         (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
         assert f"confirm-deletions web {pv}" in message and "1100" in message
-        assert len(site.copied(pv)) == 1100
+        assert len(os.listdir(there)) == 1099
         (site.on("a", pv) / "copied").write_text("meanwhile")
         site.arrives(pv, "copied", "meanwhile")
         request = f"confirm-deletions {pv} epoch=1 at=now"
@@ -160,21 +193,23 @@ def test_h38_a_standby_that_somebody_else_writes_to_stops_the_pair_until_a_perso
         for name, volume in (("file", pv), ("first", other)):
             (site.on("a", volume) / name).write_text("data")
             site.arrives(volume, name, "data")
-        noted = site.mount_root / "web/b/.nfs-provisioner/sync" / f"{pv}.json"
-        site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+        site.clean(pv)
         (site.on("b", pv) / "strange").write_text("written by a pod that mounts the standby")
         site.until(lambda: site.condition("SyncStalled") == "True", "nobody is told of the strange file")
-        assert site.export_status("web")["phase"] == "Halted"
+        site.until(lambda: site.export_status("web")["phase"] == "Halted", "it is not Halted")
         (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
         assert f"confirm-deletions web {pv}" in message and "strange" in message
-        (site.on("a", other) / "second").write_text("waits")
+        # Whatever pass was under way: it has ended when the volume's next one is refused.
         site.until(lambda: "the pair is stopped" in message_of(controller, other), "the other volume is not stopped")
+        (site.on("a", other) / "second").write_text("waits")
+        refused = scrape(controller)[FAILED]
+        site.until(lambda: scrape(controller)[FAILED] >= refused + 2, "the other volume has no turn")
         assert not (site.on("b", other) / "second").exists()
         assert (site.on("b", pv) / "strange").read_text().startswith("written by a pod")
         request = f"confirm-deletions {pv} epoch=1 at=now"
         site.api.patch(NFS_EXPORT, "web", {"metadata": {"annotations": {"nfs-provisioner.io/request": request}}})
         site.until(lambda: site.copied(pv) == ["file"], "the strange file did not go to trash")
-        site.arrives(other, "second", "waits")
+        site.arrives(other, "second", "waits", PAUSED)
         site.until(lambda: site.condition("SyncStalled") == "False", "it is still said to be stopped")
         site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
 
@@ -186,11 +221,13 @@ def test_a_claim_that_lives_by_deleting_says_so(site: Pair) -> None:
         pv = site.bound("data")
         annotation = {"metadata": {"annotations": {"nfs-provisioner.io/delete-limit": "none"}}}
         site.api.patch(PVC, "data", annotation, namespace="shop")
+        many = site.on("a", pv) / "many"
+        many.mkdir()
         for number in range(1100):
-            (site.on("a", pv) / f"f{number}").touch()
-        site.until(lambda: len(site.copied(pv)) == 1100, "the files did not arrive")
-        for number in range(1100):
-            (site.on("a", pv) / f"f{number}").unlink()
+            (many / f"f{number}").touch()
+        there = site.on("b", pv) / "many"
+        site.until(lambda: there.exists() and len(os.listdir(there)) == 1100, "the files did not arrive")
+        site.empty(many)
         site.until(lambda: site.copied(pv) == [], "the deletions were not made")
         assert site.events("SyncStalled") == []
 
@@ -242,8 +279,11 @@ def test_h21_a_standby_that_somebody_promoted_meanwhile_stops_the_pair(site: Pai
         (site.on("a", pv) / "file").write_text("old")
         site.arrives(pv, "file", "old")
         file = site.mount_root / "web" / "b" / ".nfs-provisioner" / "export.json"
+        site.until(lambda: set(json.loads(file.read_bytes())["members"]) == {"a", "b"}, "the members are not noted")
+        site.clean(pv)  # and nobody else writes it any more
         found = json.loads(file.read_bytes())
-        file.write_text(json.dumps(found | {"epoch": 2, "promotion": "theirs", "active": "b"}))
+        (site.directory / "theirs").write_text(json.dumps(found | {"epoch": 2, "promotion": "theirs", "active": "b"}))
+        (site.directory / "theirs").rename(file)
         (site.on("a", pv) / "file").write_text("newer")
         site.until(lambda: site.export_status("web").get("phase") == "Diverged", "nobody notices")
         assert (site.on("b", pv) / "file").read_text() == "old"
@@ -279,8 +319,7 @@ def test_h38_a_pair_that_is_stopped_stays_so_when_the_controller_restarts(site: 
         for volume in (pv, other):
             (site.on("a", volume) / "file").write_text("data")
             site.arrives(volume, "file", "data")
-        noted = site.mount_root / "web/b/.nfs-provisioner/sync" / f"{pv}.json"
-        site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+        site.clean(pv)
         (site.on("b", pv) / "strange").write_text("written by a pod that mounts the standby")
         site.until(lambda: site.export_status("web").get("phase") == "Halted", "it is not stopped")
     (site.on("a", other) / "file").write_text("waits")
@@ -289,7 +328,7 @@ def test_h38_a_pair_that_is_stopped_stays_so_when_the_controller_restarts(site: 
         site.until(lambda: site.export_status("web")["phase"] == "Halted", "it is not Halted")
         assert (site.on("b", other) / "file").read_text() == "data"
         (site.on("b", pv) / "strange").unlink()
-        site.arrives(other, "file", "waits")
+        site.arrives(other, "file", "waits", PAUSED)
         site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still Halted")
 
 
@@ -304,10 +343,10 @@ def test_many_deletions_that_are_few_of_the_volume_stop_nothing(site: Pair) -> N
             (there / name).mkdir()
             for number in range(count):
                 (there / name / f"f{number}").touch()
-        site.until(lambda: len(list(site.on("b", pv).rglob("f*"))) == 7101, "the files did not arrive")
-        for number in range(1100):
-            (there / "few" / f"f{number}").unlink()
-        site.until(lambda: os.listdir(site.on("b", pv) / "few") == [], "the deletions were not made")
+        copy = site.on("b", pv)
+        site.until(lambda: sum(len(files) for _, _, files in os.walk(copy)) == 7100, "the files did not arrive")
+        site.empty(there / "few")
+        site.until(lambda: site.copied(pv) == ["many"], "the deletions were not made")
         assert site.events("SyncStalled") == []
 
 
@@ -321,12 +360,11 @@ def test_h22_a_standby_that_cannot_be_written_is_seen_long_before_it_is_late(sit
             pv = site.bound("data")
             (site.on("a", pv) / "file").write_text("data")
             site.arrives(pv, "file", "data")
-            noted = place / ".nfs-provisioner/sync" / f"{pv}.json"
-            site.until(lambda: json.loads(noted.read_text())["wrote"], "the pass does not end")
+            site.clean(pv)
             disk.read_only()
             (site.on("a", pv) / "file").write_text("newer")
             site.until(lambda: "Read-only" in str(site.export_status("web").get("conditions")), "nobody is told")
-            assert site.export_status("web")["phase"] == "Degraded"
+            site.until(lambda: site.export_status("web")["phase"] == "Degraded", "it is not Degraded")
             disk.read_only(False)
-            site.arrives(pv, "file", "newer")
+            site.arrives(pv, "file", "newer", PAUSED)
             site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still said")

@@ -25,7 +25,7 @@ from typing import Self
 
 from tests.plugins.packages import find, require, unavailable
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 # 4.0 (Debian 12) and 5.0 (Debian 13); from 6.0 on, the arguments of nfs_pread and nfs_pwrite have another order.
 LIBRARIES = ("libnfs.so.13", "libnfs.so.14")
 # libnfs 4.0 cannot encode an NFSv4 WRITE of more than 3,944 bytes ("Failed to encode COMPOUND4args").
@@ -182,6 +182,10 @@ class Mount:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.unmount()
+
+    def give_up_after(self, seconds: int) -> None:
+        """Calls from here on wait for this long."""
+        self._library.nfs_set_timeout(self._context, seconds * 1000)
 
     def unmount(self) -> None:
         self._library.nfs_destroy_context(self._context)

@@ -64,9 +64,16 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def give_calls_up_after(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the deadline of every call on a replica that names no other."""
+    """Set the deadline of every look at a replica."""
     assert Replica.call.__kwdefaults__ is not None
     monkeypatch.setitem(Replica.call.__kwdefaults__, "deadline", seconds)
+
+
+def never_give_calls_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline for looks, and for what is done for volumes, that no busy machine reaches by being slow."""
+    for method in (Replica.call, Replica.call_all, exports.Export.call):
+        assert method.__kwdefaults__ is not None
+        monkeypatch.setitem(method.__kwdefaults__, "deadline", 600.0)
 
 
 @pytest.fixture

@@ -22,10 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.controlplane.processes import free_ports
 from tests.plugins.packages import find, require, require_root, unavailable
 
 HOST = "127.0.0.1"
-START_DEADLINE = 30.0
+START_DEADLINE = 120.0
 STOP_DEADLINE = 15.0
 PORT_ATTEMPTS = 5
 
@@ -161,7 +162,7 @@ class Ganesha:
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
-    def answers(self, timeout: float = 1.0) -> bool:
+    def answers(self, timeout: float = 30.0) -> bool:
         """Whether an NFSv4 NULL call is answered within `timeout` seconds."""
         try:
             with socket.create_connection((self.host, self.port), timeout) as connection:
@@ -198,7 +199,7 @@ class Ganesha:
         )
         deadline = time.monotonic() + START_DEADLINE
         # The port is open before the exports are served; the log line comes after both.
-        while not ("NFS SERVER INITIALIZED" in self.log and self.answers()):
+        while not ("NFS SERVER INITIALIZED" in self.log and self.answers(timeout=1.0)):
             if not self.running or time.monotonic() > deadline:
                 code = self._process.poll()
                 self.kill()
@@ -258,7 +259,5 @@ EXPORT {{
 
 
 def free_port(host: str = HOST) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """No outgoing connection takes it while its server is killed and started again."""
+    return free_ports(1)[0]

@@ -14,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -33,7 +34,7 @@ EVENTS = "/api/v1/namespaces/default/events"
 EXPORTS = "/apis/nfs-provisioner.io/v1alpha1/nfsexports"
 VOLUMES = "/api/v1/persistentvolumes"
 REQUEST = "nfs-provisioner.io/request"
-DEADLINE = 40.0
+DEADLINE = 100.0
 POLL = 0.2  # seconds between the controller's looks at a replica
 CALL_DEADLINE = 4.0  # seconds after which a worker that does not answer is given up; the product waits longer
 
@@ -101,7 +102,7 @@ class Stand:
         if self._daemon is None or self._thread is None:
             return
         self._daemon.stop()
-        self._thread.join(30)
+        self._thread.join(DEADLINE)
         assert not self._thread.is_alive(), "the controller does not end"
         self._daemon = self._thread = None
 
@@ -115,6 +116,10 @@ class Stand:
         pid = self.replica(export, replica).pid
         assert pid is not None, f"replica {replica} has no worker"
         return pid
+
+    def give_up(self, export: str, replica: str) -> None:
+        """End its worker, whose calls hang, now: with a deadline that nobody reaches it would be long."""
+        self.replica(export, replica).stop("given up")
 
     def replica(self, export: str, name: str) -> Replica:
         registry = self.daemon.registry
@@ -300,8 +305,12 @@ def entries(root: Path) -> set[str]:
 
 def records(root: Path) -> dict[str, Json]:
     """Every record, by PV name."""
-    found = [json.loads(file.read_text()) for file in (root / CONTROL / "volumes").glob("*.json")]
-    return {record["pv"]: record for record in found}
+    found: dict[str, Json] = {}
+    for file in (root / CONTROL / "volumes").glob("*.json"):
+        with suppress(FileNotFoundError):  # it went since the directory was read
+            record: Json = json.loads(file.read_text())
+            found[record["pv"]] = record
+    return found
 
 
 def identity(root: Path) -> Json:

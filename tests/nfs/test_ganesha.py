@@ -22,7 +22,7 @@ from tests.plugins.loopfs import MIB, LoopFileSystem
 pytestmark = pytest.mark.nfs
 
 
-def mount(server: Ganesha, export: int = 0, *, uid: int = 0, gid: int = 0, timeout: float = 30.0) -> Mount:
+def mount(server: Ganesha, export: int = 0, *, uid: int = 0, gid: int = 0, timeout: float = 60.0) -> Mount:
     return Mount(server.host, server.port, server.exports[export].path, uid=uid, gid=gid, timeout=timeout)
 
 
@@ -31,7 +31,7 @@ def tools(server: Ganesha, export: int = 0) -> Tools:
 
 
 def wait_until_dead(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while (stat := Path(f"/proc/{pid}/stat")).exists():
         try:
             state = stat.read_text().rpartition(")")[2].split()[0]
@@ -121,7 +121,7 @@ def test_two_clients_share_a_directory_and_write_at_once(start_server: ServerFac
     server = start_server(Export(exported))
     with mount(server) as one, mount(server) as two:
         one.mkdir("shared", 0o777)
-        both = threading.Barrier(2, timeout=30)
+        both = threading.Barrier(2, timeout=120)
         failures: list[BaseException] = []
 
         def write(client: Mount, name: str) -> None:
@@ -231,7 +231,7 @@ def test_a_paused_server_hangs_and_goes_on(start_server: ServerFactory, exported
         assert thread.is_alive()
         assert not (exported / "late").exists()
         server.resume()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
     assert server.answers()
     assert (exported / "late").is_dir()
@@ -239,7 +239,8 @@ def test_a_paused_server_hangs_and_goes_on(start_server: ServerFactory, exported
 
 def test_a_call_to_a_deaf_server_ends_with_an_error(start_server: ServerFactory, exported: Path) -> None:
     server = start_server(Export(exported))
-    with mount(server, timeout=1) as client:
+    with mount(server) as client:
+        client.give_up_after(1)
         server.pause()
         with pytest.raises(OSError):
             client.listdir()

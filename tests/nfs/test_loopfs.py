@@ -77,7 +77,10 @@ def test_nothing_stays_mounted(tmp_path: Path) -> None:
         assert is_mounted(disk.path)
         assert loop_devices_of(disk.image)
     assert not is_mounted(disk.path)
-    assert not loop_devices_of(disk.image)
+    deadline = time.monotonic() + 60
+    while loop_devices_of(disk.image):  # whoever looks at every new device, as udev does, holds it for a moment
+        assert time.monotonic() < deadline, "the loop device stays"
+        time.sleep(0.005)
 
 
 def test_killed_tests_leave_no_mount(tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_killed_tests_leave_no_mount(tmp_path: Path) -> None:
         assert tests.stdout.readline() == "mounted\n"
         assert is_mounted(tmp_path / "mnt")
         tests.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while is_mounted(tmp_path / "mnt"):
             assert time.monotonic() < deadline, "the guard does not unmount"
             time.sleep(0.005)

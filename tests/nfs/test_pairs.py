@@ -7,8 +7,9 @@ import pytest
 from nfs_provisioner.replication.pairprocess import PairProcess
 from tests.nfs.conftest import MakeHanging, give_calls_up_after
 from tests.nfs.stand import Stand, directory_of, eventually
-from tests.nfs.test_faults import UNHURRIED
 from tests.plugins.hang import CHANGES
+
+STANDSTILL = 7.0
 
 pytestmark = [pytest.mark.nfs, pytest.mark.usefixtures("impatient")]
 
@@ -17,9 +18,9 @@ def test_h33_a_pass_that_hangs_delays_no_claim_and_is_made_again(
     stand: Stand, hanging: MakeHanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only writing hangs: looks at the standby are answered, so nothing but the pass itself can notice."""
-    give_calls_up_after(UNHURRIED, monkeypatch)
+    give_calls_up_after(STANDSTILL, monkeypatch)
     assert PairProcess.__init__.__kwdefaults__ is not None
-    monkeypatch.setitem(PairProcess.__init__.__kwdefaults__, "standstill", UNHURRIED)
+    monkeypatch.setitem(PairProcess.__init__.__kwdefaults__, "standstill", STANDSTILL)
     standby = hanging("pair", "b")
     active = stand.exports / "pair" / "a"
     active.mkdir()

@@ -154,9 +154,9 @@ class HangingDirectory:
         return int((_connection(self._device) / "waiting").read_text())
 
     def wait_for_hung_call(self, seconds: float = DEADLINE) -> None:
-        """Wait until some call hangs. Raises TimeoutError."""
+        """Wait until some call hangs: one that SIGKILL does not end has come as far as that. Raises TimeoutError."""
         deadline = time.monotonic() + seconds
-        while self.waiting() == 0:
+        while (self.waiting() if self._stopped else self._held()) == 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no call reached {self.path} within {seconds} s")
             time.sleep(0.005)
@@ -174,13 +174,20 @@ class HangingDirectory:
         if self._stopped:
             os.kill(self.pid, signal.SIGCONT)
             self._stopped = False
+        word = self._ask({"effect": effect, "only": sorted(only), "value": value, "after": after})
+        if word != "ok":
+            raise MountFailed(f"the process of {self.path} answered {word!r}")
+
+    def _ask(self, command: dict[str, object]) -> str:
         if self._child is None or self._child.stdin is None:
             raise MountFailed(f"{self.path} is not mounted")
-        command = {"effect": effect, "only": sorted(only), "value": value, "after": after}
         self._child.stdin.write(json.dumps(command) + "\n")
         self._child.stdin.flush()
-        if (word := self._answer()) != "ok":
-            raise MountFailed(f"the process of {self.path} answered {word!r}")
+        return self._answer()
+
+    def _held(self) -> int:
+        """How many calls the process holds back itself; not while it is stopped."""
+        return int(self._ask({"effect": "count"}))
 
     def _answer(self) -> str:
         if self._child is None or self._child.stdout is None:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -105,8 +106,16 @@ class LoopFileSystem:
         self._dismiss_guard()
 
     def read_only(self, on: bool = True) -> None:
-        """Make the mounted file system read-only, or writable again. Fails while a file is open for writing."""
-        _run(find("mount"), "-o", f"remount,{'ro' if on else 'rw'}", str(self.path))
+        """Make the mounted file system read-only, or writable again; waits while a file is open for writing."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                _run(find("mount"), "-o", f"remount,{'ro' if on else 'rw'}", str(self.path))
+                return
+            except subprocess.CalledProcessError as error:
+                if "busy" not in error.stderr or time.monotonic() > end:
+                    raise
+            time.sleep(0.005)
 
     def fill(self, leave: int = 0) -> Path:
         """Use up all space but at most `leave` bytes, in one file, which is returned; delete it to free the space."""

@@ -38,6 +38,13 @@ class Gate:
         self._only: frozenset[str] = frozenset()
         self._value = 0.0
         self._after = 0
+        self._held = 0
+
+    @property
+    def held(self) -> int:
+        """How many calls wait here, and do not come back before the gate changes: SIGKILL does not end them."""
+        with self._changed:
+            return self._held
 
     def set(self, effect: str, only: frozenset[str], value: float, after: int) -> None:
         with self._changed:
@@ -56,8 +63,10 @@ class Gate:
                 raise OSError(int(self._value), os.strerror(int(self._value)))
             if self._effect == "delay":
                 self._changed.wait_for(lambda: self._effect != "delay", self._value)
+            self._held += 1
             while self._effect == "hang" and self._meets(operation):
                 self._changed.wait()
+            self._held -= 1
 
     def _meets(self, operation: str) -> bool:
         return self._effect != "none" and (not self._only or operation in self._only)
@@ -287,6 +296,9 @@ def _obey(gate: Gate) -> None:
     """Commands until the parent goes; then the process ends at once, which aborts every call that still waits."""
     for line in sys.stdin:
         command = json.loads(line)
+        if command["effect"] == "count":
+            _say(str(gate.held))
+            continue
         gate.set(command["effect"], frozenset(command["only"]), command["value"], command["after"])
         _say("ok")
     os._exit(0)

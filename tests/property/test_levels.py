@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from nfs_provisioner.export import moves, standby
@@ -18,6 +19,8 @@ from nfs_provisioner.export.store import Store
 from nfs_provisioner.replication.levels import compare
 from tests.crash.steps import Power, PowerCut
 from tests.unit.export.world import MARKER, POOL, World, volume
+
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
 
 DIRECTORIES = ("x", "y", "team/x")
 NUMBERS = st.integers(0, 5)

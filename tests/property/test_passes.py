@@ -11,6 +11,7 @@ import struct
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -19,6 +20,8 @@ from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RetryLat
 from tests.plugins.packages import require_root
 from tests.plugins.passes import SECOND, Cut, Sides, Steps, digests, exchange, no_margin
 from tests.property.tenant import Tenant, is_directory
+
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
 
 NAMES = st.sampled_from(
     (

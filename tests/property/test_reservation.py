@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
@@ -23,7 +24,9 @@ from nfs_provisioner.demo.apiserver import EmbeddedApiServer
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.api import NFS_EXPORT, PVC
 from nfs_provisioner.volumes.objects import EXPORT_LABEL, RESTORE_ARCHIVE
-from tests.embedded.site import MI, Controller, Site
+from tests.embedded.site import MI, Controller, Site, unhurried
+
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -34,7 +37,7 @@ RETAINED = {"kept"}  # classes with onDelete retain
 SMALLEST = 60  # Mi
 SIZES = st.sampled_from((10, 15, 20, 40))  # Mi: a handful of claims fills an export
 PICKS = st.integers(0, 1000)
-PATIENCE = 20.0  # seconds for what is woken; nobody is looked at again so soon whom nobody wakes
+PATIENCE = 50.0  # seconds for what is woken; nobody is looked at again so soon whom nobody wakes
 MOMENT = 0.2  # seconds in which a claim that fits is bound
 MEASURE_EVERY = 0.3
 RESTORABLE = (State.ARCHIVED, State.RETAINED)
@@ -49,6 +52,8 @@ class Books(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self._patched = pytest.MonkeyPatch()
+        unhurried(self._patched)
         self._scratch = tempfile.TemporaryDirectory()
         self._server = EmbeddedApiServer().__enter__()
         self.site = Site(self._server, Path(self._scratch.name))
@@ -74,6 +79,7 @@ class Books(RuleBasedStateMachine):
             self.site.api.close()
             self._server.__exit__(None, None, None)
             self._scratch.cleanup()
+            self._patched.undo()
 
     # -- what happens -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -18,6 +19,8 @@ from nfs_provisioner.replication.watcher import Watcher
 from tests.plugins.du import du
 from tests.plugins.passes import Sides, exchange
 from tests.property.tenant import Tenant, is_directory
+
+pytestmark = pytest.mark.timeout(1800)  # for all of its rounds together: each waits for the disk
 
 NAMES = st.sampled_from(("a", "b", "c", "new\nline", os.fsdecode(b"\xff not utf-8"), "l" * 255))
 PICKS = st.integers(0, 1000)
