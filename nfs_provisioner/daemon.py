@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 
+from nfs_provisioner import memory
 from nfs_provisioner.config import ControllerConfig, ReplicationSpec
 from nfs_provisioner.export.attachment import Attachment
 from nfs_provisioner.export.catalog import Catalog
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 
 LEASE_NAME = "nfs-provisioner"
 QUIET_AFTER = 0.25  # seconds without work after which a burst counts as over
+TRIM_EVERY = 10.0  # seconds between two times that free memory is given back to the system
 STUCK = 60.0  # seconds without a turn, with work waiting, after which the process is not healthy
 
 Ending = Literal["stopped", "lost", "reload"]
@@ -114,7 +116,8 @@ class Daemon:
         """Work until `stop`, a lost lease or a changed configuration."""
         self.start()
         try:
-            self._end.wait()
+            while not self._end.wait(TRIM_EVERY):
+                memory.trim()
         finally:
             self.shut_down()
         return self._ending

@@ -175,7 +175,8 @@ def conflict_key(path: str) -> str:
 def _folded(component: str) -> str:
     # Unicode's compatibility caseless matching (definition D146): what ZFS, XFS and ext4 fold at most.
     once = unicodedata.normalize("NFKD", unicodedata.normalize("NFD", component).casefold())
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", once.casefold()))
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKD", once.casefold()))
+    return component if folded == component else folded  # thousands are kept beside the record that has the same text
 
 
 def contains(outer: str, inner: str) -> bool:

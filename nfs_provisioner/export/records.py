@@ -213,18 +213,19 @@ def decode_record(data: bytes | str, *, source: str, manifests: bool = True) -> 
         _check_version(raw, source)
         _check_types(raw)
         claim, policy = raw["claim"], raw["policy"]
+        same = sys.intern  # thousands are read at once, and sent to the controller, which keeps each text once anyway
         return VolumeRecord(
-            pv=raw["pv"],
-            tree=raw["tree"],
+            pv=same(raw["pv"]),
+            tree=same(raw["tree"]),
             rev=int(raw["rev"]),
             state=State(raw["state"]),
-            since=raw["since"],
-            claim=ClaimRef(claim["namespace"], claim["name"], claim["uid"]),
-            directory=raw["directory"],
+            since=same(raw["since"]),
+            claim=_claim_ref(claim["namespace"], claim["name"], claim["uid"]),
+            directory=same(raw["directory"]),
             target=raw["target"],
             inode=raw["inode"],
             requested=int(raw["requested"]),
-            storage_class=raw.get("storageClass", ""),
+            storage_class=same(raw.get("storageClass", "")),
             former=raw.get("former"),
             shared=bool(raw.get("shared", False)),
             origin=raw.get("origin"),
@@ -239,7 +240,7 @@ def decode_record(data: bytes | str, *, source: str, manifests: bool = True) -> 
                 gid=policy["gid"],
                 quota=policy["quota"],
             ),
-            manifests=raw.get("manifests", {}) if manifests else {},
+            manifests=raw.get("manifests", {}) if manifests else _NOTHING,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RefusedForSafety(

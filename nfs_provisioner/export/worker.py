@@ -42,6 +42,7 @@ _THREADS = 8  # requests at once where each call is a round trip
 _LOCAL_THREADS = 2  # and where it is not: more only get in each other's way
 _READERS = 16
 _STEP = 16  # records that are finished in step
+_LARGE = frozenset({"load", "read_usage", "write_usage"})  # what brings something of every volume at once
 _PR_SET_PDEATHSIG = 1
 _ERRORS: dict[str, type[NfsProvisionerError]] = {
     error.__name__: error for error in (RetryLater, Infeasible, RefusedForSafety, LostLeadership)
@@ -259,7 +260,7 @@ def serve(connection: Connection, worker: Worker, at_once: threading.Semaphore) 
             connection.send((result, packed))
         except OSError:
             os._exit(0)
-        if name == "load":
+        if name in _LARGE:
             result = None
             memory.give_back()
 

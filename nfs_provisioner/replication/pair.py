@@ -6,10 +6,11 @@ longest comes first, and none is due again at once. Lag is measured from the beg
 
 from __future__ import annotations
 
+import functools
 import heapq
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nfs_provisioner.export.standing import PairStanding, VolumeStanding
@@ -58,6 +59,11 @@ class Ended:
     message: str = ""
 
 
+#: Most volumes are alike in these, and are one object each time.
+_same_kept: Callable[[Kept], Kept] = functools.lru_cache(maxsize=1024)(lambda kept: kept)
+_same_ended: Callable[[Ended], Ended] = functools.lru_cache(maxsize=1024)(lambda ended: ended)
+
+
 @dataclass(slots=True)
 class _Volume:
     kept: Kept
@@ -99,11 +105,11 @@ class Pair:
         for pv, kept in volumes.items():
             volume = self._volumes.get(pv)
             if volume is None:
-                volume = self._volumes[pv] = _Volume(kept, now, full_due=now)
+                volume = self._volumes[pv] = _Volume(_same_kept(kept), now, full_due=now)
                 self._never_clean.add(pv)
                 self._set_due(pv, volume, now)
             elif volume.kept != kept:
-                volume.kept = kept
+                volume.kept = _same_kept(kept)
                 self._set_due(pv, volume, math.inf if volume.done else min(volume.due, max(now, volume.full_due)))
 
     def learned(
@@ -180,7 +186,7 @@ class Pair:
         if turn.only is not None and ended.waiting:  # many for a few directories: all of them together can tell
             ended = replace(ended, waiting=0, message="")
         if not ended.failed:  # a pass that was cut off has not looked at everything
-            volume.ended = ended
+            volume.ended = _same_ended(ended)
             volume.deletions.note(ended.deleted, ended.entries if turn.only is None else None, now)
             if turn.allowed and not ended.waiting:
                 volume.deletions.confirmed()
