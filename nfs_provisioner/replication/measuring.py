@@ -37,6 +37,7 @@ MOST_WATCHES = 50_000  # each costs the kernel about a kilobyte
 WHOLE_EVERY = 3600.0  # seconds between two looks at all of a watched volume
 WHOLE_COST = 100  # and at the least so many times what the last one took
 GATHER = 0.1  # seconds in which events are gathered
+_NONE: frozenset[str] = frozenset()  # one for all volumes
 
 
 class MeasuringWorker(CloningWorker):
@@ -200,7 +201,7 @@ class Events:
                 return
             with contextlib.suppress(NfsProvisionerError, OSError), self._volume(pv) as root:
                 if fs.is_local(root) and watcher.watch(pv):
-                    self._dirty[pv] = frozenset()
+                    self._dirty[pv] = _NONE
 
     def unwatch(self, pv: str) -> None:
         """Its changes do not matter any more."""
@@ -222,7 +223,7 @@ class Events:
             dirty = self._dirty.get(pv)
             if dirty is None:
                 return None
-            self._dirty[pv] = frozenset()
+            self._dirty[pv] = _NONE
             return dirty if now < self._until.get(pv, now) else None
 
     def clear(self) -> None:

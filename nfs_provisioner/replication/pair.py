@@ -59,7 +59,8 @@ class Ended:
     message: str = ""
 
 
-#: Most volumes are alike in these, and are one object each time.
+#: Most volumes are alike in these: one object for all of them.
+_NONE: frozenset[str] = frozenset()
 _same_kept: Callable[[Kept], Kept] = functools.lru_cache(maxsize=1024)(lambda kept: kept)
 _same_ended: Callable[[Ended], Ended] = functools.lru_cache(maxsize=1024)(lambda ended: ended)
 
@@ -70,7 +71,7 @@ class _Volume:
     since: float  # when it was first heard of
     due: float = 0.0
     full_due: float = 0.0  # moment of the next comparison of everything
-    dirty: frozenset[str] | None = frozenset()  # None: everything
+    dirty: frozenset[str] | None = _NONE  # None: everything
     began: float | None = None  # of the pass under way
     clean: float | None = None  # beginning of the last clean pass
     clean_wall: float = 0.0
@@ -162,7 +163,7 @@ class Pair:
         volume = self._volumes[pv]
         full = now >= volume.full_due or volume.dirty is None or volume.clean is None or volume.ended.waiting > 0
         only = None if full or not volume.dirty else volume.dirty
-        volume.dirty, volume.began = frozenset(), now
+        volume.dirty, volume.began = _NONE, now
         return Turn(pv, volume.kept.rev, only, volume.confirmed, *volume.deletions.within(now))
 
     def wait(self, now: float) -> float:
