@@ -102,7 +102,7 @@ class Store(Root):
         self.volumes_sync.sync()
 
     def moved_here(self) -> None:
-        """A tree that was restored or copied file by file has other inodes: note those that its records' names have now.
+        """A tree that was restored or copied file by file has other inodes: note those that the directories have now.
 
         Not of moves that were under way: there only the inode tells how far they got. The same again after a crash.
         """
