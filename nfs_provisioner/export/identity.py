@@ -189,8 +189,8 @@ def _held_elsewhere(export: str, cluster: str, name: str, views: tuple[View, ...
         if other.name != name and (unseen or (found and (found.export, found.cluster) == (export, cluster))):
             return (
                 f"it is empty, and replica {other.name} {'may have' if unseen else 'has'} the volumes of this export. "
-                f"Fill {name} first, from a backup or with all that {other.name} has (.nfs-provisioner too), and request "
-                f"it again. To begin with nothing: take {other.name} out of spec.replicas, and request it again."
+                f"Fill {name} first, from a backup or with all that {other.name} has (.nfs-provisioner too), then "
+                f"'accept' it. To begin with nothing: take {other.name} out of spec.replicas, then 'accept' {name}."
             )
     return ""
 
