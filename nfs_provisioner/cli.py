@@ -142,12 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--checksum", action="store_true", help="read every file on both sides")
     added = verb("recover", _recover, "print the manifests of every volume found at an export's root")
     added.add_argument("root", metavar="ROOT")
-    added = verb(
-        "check-config",
-        _check_config,
-        "validate configuration (also in a ConfigMap), NFSExport and StorageClass files offline",
-    )
-    added.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    added = verb("check-config", _check_config, "validate configuration, NFSExport and StorageClass files offline")
+    added.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML; also a ConfigMap")
     verb("version", _version, "print the version")
     return parser
 
