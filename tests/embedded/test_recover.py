@@ -150,6 +150,14 @@ def test_a_directory_that_is_no_export_is_an_error_that_says_so(
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever is not root has no right to `.nfs-provisioner`; here it is no directory, which root cannot read either."""
+    (tmp_path / ".nfs-provisioner").write_text("")
+    assert main(["recover", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"nfs-provisioner: {tmp_path}/.nfs-provisioner cannot be read: Not a directory\n"
+
+
 def test_it_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.claim("data")
     with site.controller():
