@@ -6,8 +6,11 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or invalid configuration, 3 refused 
 from __future__ import annotations
 
 import argparse
+import errno
+import http.client
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -17,6 +20,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import yaml
 from rich.console import Console
@@ -37,31 +41,59 @@ from nfs_provisioner.volumes import requests
 from nfs_provisioner.volumes.objects import REQUEST
 
 JsonObject = dict[str, Any]
+_VERSION = f"nfs-provisioner {__version__}"
 _ANSWER_WITHIN = 60.0  # seconds
 _LEADER_TRIES = 10
+_LISTS = ("exports", "volumes", "archives")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    if sys.stdout is None:  # `>&-`
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    try:
+        try:
+            return _run_verb(arguments)
+        finally:
+            sys.stdout.flush()  # here, where it can be told what became of it
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_DONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        _drop_output()
+        print(f"nfs-provisioner: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _run_verb(arguments: Sequence[str] | None) -> int:
+    options = _parser().parse_args(arguments)
     try:
         code: int = options.verb(options)
     except NfsProvisionerError as error:
         print(f"nfs-provisioner: {error.message}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _drop_output() -> None:
+    """What is left in the buffer has nowhere to go; the interpreter would try once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the error that rich handles while it calls this; by itself it would end the process with 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfs-provisioner", description="Kubernetes volumes on NFS exports: provisioned, archived, never lost."
     )
+    parser.add_argument("--version", action="version", version=_VERSION)
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -77,21 +109,21 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--keep", type=Path, metavar="DIR", help="use this directory and leave it behind")
     added.add_argument("--once", action="store_true", help="show everything and exit, instead of staying up")
     added = verb("status", _status, "exports, their replicas and what is wrong with them")
-    added.add_argument("export", nargs="?", metavar="EXPORT")
+    added.add_argument("export", nargs="?", metavar="EXPORT", type=_name, help="only this one")
     _from_anywhere(added)
     added = verb("volumes", _volumes, "every volume, what it takes and its directory; the largest first")
     added.add_argument("-n", "--namespace", help="only this namespace's")
     _from_anywhere(added)
     _archive_verbs(verb("archives", _archives, "what was archived instead of deleted; `purge` deletes one for good"))
     added = verb("accept", _accept, "vouch for a replica's disk whose identity changed (restored, replaced)")
-    added.add_argument("export", metavar="EXPORT")
-    added.add_argument("--replica", required=True, metavar="NAME")
+    added.add_argument("export", metavar="EXPORT", type=_name)
+    added.add_argument("--replica", required=True, metavar="NAME", type=_name)
     _request_options(added)
     added = verb(
         "confirm-deletions", _confirm_deletions, "let the standby make deletions that wait because they are so many"
     )
-    added.add_argument("export", metavar="EXPORT")
-    added.add_argument("volume", metavar="VOLUME", help="the PV, or namespace/claim")
+    added.add_argument("export", metavar="EXPORT", type=_name)
+    added.add_argument("volume", metavar="VOLUME", type=_name, help="the PV, or namespace/claim")
     _request_options(added)
     added = verb(
         "sync", _sync, "make TARGET equal to SOURCE, two plain directories, with the engine that keeps pairs equal"
@@ -111,9 +143,15 @@ def _parser() -> argparse.ArgumentParser:
     added = verb("recover", _recover, "print the manifests of every volume found at an export's root")
     added.add_argument("root", metavar="ROOT")
     added = verb("check-config", _check_config, "validate configuration, NFSExport and StorageClass files offline")
-    added.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    added.add_argument("files", nargs="+", type=Path, metavar="FILE", help="YAML; also a ConfigMap")
     verb("version", _version, "print the version")
     return parser
+
+
+def _name(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
 
 
 def _kubeconfig(parser: argparse.ArgumentParser) -> None:
@@ -152,8 +190,8 @@ def _archive_verbs(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(verb=_archives)
     _from_anywhere(listing, output=argparse.SUPPRESS, namespace=argparse.SUPPRESS)
     purge = below.add_parser("purge", help="delete an archive for good", argument_default=argparse.SUPPRESS)
-    purge.add_argument("export", metavar="EXPORT")
-    purge.add_argument("name", metavar="NAME")
+    purge.add_argument("export", metavar="EXPORT", type=_name)
+    purge.add_argument("name", metavar="NAME", type=_name)
     _request_options(purge)
     purge.set_defaults(verb=_purge)
 
@@ -191,16 +229,20 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _fetch(options: argparse.Namespace) -> JsonObject:
     """The leader's /api/status; a Service spreads requests over all controllers, so the leader is asked for again."""
-    if options.url:
-        return _get_url(options.url.rstrip("/") + "/api/status")
+    if options.url is not None:
+        return _get_url(options.url)
     api = load(options.kubeconfig)
-    path = f"/api/v1/namespaces/{options.controller_namespace}/services/http:nfs-provisioner:http/proxy/api/status"
+    namespace = quote(options.controller_namespace, safe="")
+    path = f"/api/v1/namespaces/{namespace}/services/http:nfs-provisioner:http/proxy/api/status"
     for left in reversed(range(_LEADER_TRIES)):
         try:
             answer: JsonObject = json.loads(api.get_raw(path))
             return answer
-        except NotFound:
-            raise
+        except NotFound as error:
+            raise NfsProvisionerError(
+                f"there is no Service nfs-provisioner in namespace {options.controller_namespace}: is the controller "
+                f"installed there? --controller-namespace names another ({error.message})"
+            ) from error
         except NfsProvisionerError:
             if left == 0:
                 raise
@@ -208,15 +250,28 @@ def _fetch(options: argparse.Namespace) -> JsonObject:
     raise AssertionError("unreachable")
 
 
-def _get_url(url: str) -> JsonObject:
+def _get_url(given: str) -> JsonObject:
+    url = given.rstrip("/") + "/api/status"
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        right = False
+    if not right:
+        raise InvalidInput(f"--url {given!r} is not a controller's; write one such as http://127.0.0.1:8080")
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
-            answer: JsonObject = json.load(response)
-            return answer
+            answer = json.load(response)
     except urllib.error.HTTPError as error:
-        raise NfsProvisionerError(f"{url}: {error.code}: {error.read().decode(errors='replace')[:200]}") from error
-    except (urllib.error.URLError, ValueError) as error:
-        raise NfsProvisionerError(f"{url}: {error}") from error
+        said = error.read().decode(errors="replace")[:200].strip()
+        raise NfsProvisionerError(f"{url}: {error.code}: {said}") from error
+    except urllib.error.URLError as error:
+        raise NfsProvisionerError(f"{url}: {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NfsProvisionerError(f"{url}: no controller answers there: {error}") from error
+    if not isinstance(answer, dict) or not all(isinstance(answer.get(key), list) for key in _LISTS):
+        raise NfsProvisionerError(f"{url}: no controller answers there: this is not its status")
+    return answer
 
 
 def _show(options: argparse.Namespace, data: Any, table: Callable[[Console], None]) -> int:
@@ -226,7 +281,7 @@ def _show(options: argparse.Namespace, data: Any, table: Callable[[Console], Non
         print(yaml.safe_dump(data, sort_keys=False), end="")
     else:
         # In a pipe nothing is folded: programs that cut columns get one line a row.
-        console = Console() if sys.stdout.isatty() else Console(width=10_000, no_color=True, highlight=False)
+        console = _Console() if sys.stdout.isatty() else _Console(width=10_000, no_color=True, highlight=False)
         table(console)
     return EXIT_DONE
 
@@ -279,7 +334,7 @@ def _request(options: argparse.Namespace, verb: str, name: str) -> int:
         verb, name, int(status.get("epoch", 0)), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     )
     if options.dry_run:
-        print(f"kubectl annotate --overwrite nfsexport {options.export} '{REQUEST}={text}'")
+        print(shlex.join(["kubectl", "annotate", "--overwrite", "nfsexport", options.export, f"{REQUEST}={text}"]))
         return EXIT_DONE
     api.patch(NFS_EXPORT, options.export, {"metadata": {"annotations": {REQUEST: text}}})
     answer = _wait_for_answer(api, options.export, text)
@@ -339,5 +394,5 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _version(_options: argparse.Namespace) -> int:
-    print(f"nfs-provisioner {__version__}")
+    print(_VERSION)
     return EXIT_DONE

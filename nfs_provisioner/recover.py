@@ -59,6 +59,9 @@ def recover(root: str) -> Recovered:
         raise NfsProvisionerError(
             f"{root}: there is no {CONTROL_DIRECTORY}/{IDENTITY_FILE}; this is not an nfs-provisioner export's root"
         ) from error
+    except OSError as error:
+        hint = "; run it as root, whose files these are" if isinstance(error, PermissionError) else ""
+        raise NfsProvisionerError(f"{root}/{CONTROL_DIRECTORY} cannot be read: {error.strerror}{hint}") from error
     finally:
         os.close(top)
     pvs, claims = [], []

@@ -1,4 +1,8 @@
-"""Tables for people, out of the JSON of /api/status. Invariant: every row is one line when the width allows it."""
+"""Tables for people, out of the JSON of /api/status.
+
+Invariant: every row is one line; a terminal that is too narrow wraps it, as it wraps kubectl's. Cells that are folded
+to two letters can neither be read nor copied.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,13 @@ def _table(*columns: str) -> Table:
     return table
 
 
+def _print(console: Console, table: Table) -> None:
+    width = console.width
+    console.width = max(width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
+    console.width = width
+
+
 def exports(console: Console, status: JsonObject) -> None:
     """Exports with their replicas, and what is wrong with them."""
     table = _table(
@@ -51,7 +62,7 @@ def exports(console: Console, status: JsonObject) -> None:
             _count(export["archives"]),
             replicas,
         )
-    console.print(table)
+    _print(console, table)
     for export in status["exports"]:
         if export["mirror"]:
             console.print(
@@ -117,7 +128,7 @@ def volumes(console: Console, rows: list[JsonObject]) -> None:
             _count(row.get("inodes")),
             *_plain(row["export"], row["directory"], state, _seconds(row["lag"]), row["volume"]),
         )
-    console.print(table)
+    _print(console, table)
     _messages(console, rows)
 
 
@@ -153,5 +164,5 @@ def archives(console: Console, rows: list[JsonObject]) -> None:
                 kept,
             )
         )
-    console.print(table)
+    _print(console, table)
     _messages(console, rows)

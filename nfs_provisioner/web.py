@@ -45,12 +45,21 @@ class WebServer:
                     known = b"not here; try /metrics, /healthz, /readyz or /api/status\n"
                     self._answer(404, known, "text/plain")
 
+            do_HEAD = do_GET
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except ConnectionError:
+                    self.close_connection = True  # who asked has gone: no news either
+
             def _answer(self, code: int, body: bytes, content_type: str) -> None:
                 self.send_response(code)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
                 """Probes every few seconds are no news."""

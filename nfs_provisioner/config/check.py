@@ -7,6 +7,7 @@ a file with problems is called good.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from nfs_provisioner.config.text import did_you_mean
 from nfs_provisioner.errors import InvalidInput
 
 _OUR_KINDS = (CONFIG_KIND, EXPORT_KIND)
+_of_ours = re.compile(rf"^(apiVersion: *nfs-provisioner\.io/|kind: *{CONFIG_KIND}\b)", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -46,7 +48,11 @@ def check_files(paths: Iterable[str | Path]) -> CheckReport:
     for path in paths:
         report = reports[str(path)] = CheckReport()
         try:
-            documents.extend(read_documents(read_text(path), str(path)))
+            found = list(read_documents(read_text(path), str(path)))
+            if not found:
+                report.passed_over.append(f"{path}: holds no document")
+            for document in found:
+                documents.extend(_in_config_map(document) or [document])
         except InvalidInput as error:
             report.problems.append(error.message)
     config = _check_configs(documents, reports)
@@ -58,6 +64,14 @@ def check_files(paths: Iterable[str | Path]) -> CheckReport:
         checked=[line for report in reports.values() if not report.problems for line in report.checked],
         passed_over=[line for report in reports.values() for line in report.passed_over],
     )
+
+
+def _in_config_map(document: Document) -> list[Document]:
+    """The configuration that a ConfigMap carries: an installed controller has no other file."""
+    if document.scalar("kind") != "ConfigMap":
+        return []
+    texts = [text for text in document.texts("data") if _of_ours.search(text)]
+    return [found for text in texts for found in read_documents(text, document.source)]
 
 
 def _check_configs(documents: list[Document], reports: dict[str, CheckReport]) -> ControllerConfig:

@@ -43,6 +43,15 @@ class Document:
                     return str(value_node.value)
         return None
 
+    def texts(self, key: str) -> Iterator[str]:
+        """The texts in a mapping at the top level, as a ConfigMap's data. A block's lines count as in the file."""
+        for found, below in self.root.value if isinstance(self.root, yaml.MappingNode) else ():
+            if found.value == key and isinstance(below, yaml.MappingNode):
+                for _, value in below.value:
+                    if isinstance(value, yaml.ScalarNode):
+                        above = value.start_mark.line + 1 if value.style == "|" else value.start_mark.line
+                        yield "\n" * above + str(value.value)
+
     def build(self) -> tuple[Any, Mapping[Steps, int]]:
         """The document's value and the line of each key and item. Raises InvalidInput."""
         builder = _Builder(self.source)

@@ -275,8 +275,14 @@ def _positive_duration(value: object) -> float:
     return seconds
 
 
+def _quantity(value: object) -> int:
+    if isinstance(value, int):  # the schema of the API has texts here, and nothing else
+        raise InvalidInput(f'{shown(value)} is a number; write it in quotes, such as "500Gi"')
+    return parse_quantity(value)
+
+
 def _positive_quantity(value: object) -> int:
-    size = parse_quantity(value)
+    size = _quantity(value)
     if size <= 0:
         raise InvalidInput(
             f"{shown(value)} leaves no room; write a size, or leave the key out to use the file system's"
@@ -293,4 +299,4 @@ def _overcommit(value: object) -> Fraction:
 def _reserve(value: object) -> Reserve:
     if isinstance(value, str) and value.endswith("%"):
         return Reserve(share=parse_share(value))
-    return Reserve(size=parse_quantity(value))
+    return Reserve(size=_quantity(value))

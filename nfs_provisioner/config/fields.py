@@ -135,14 +135,15 @@ class Fields:
         if value is None:
             return []
         if not isinstance(value, list | tuple):
-            self.problems.abort(
-                self.place.at(key), f"{shown(value)} is not a list; write items with a dash before each"
-            )
+            self.problems.abort(self.place.at(key), _no_list(value))
         return [(item, self.place.at(key).at(index)) for index, item in enumerate(value)]
 
     def each(self, key: str, convert: Convert[T]) -> list[T]:
         """The converted items of a list without repetitions; wrong ones are left out (and raised by `settle`)."""
         result: list[T] = []
+        if self.raw(key) is not None and not isinstance(self.raw(key), list | tuple):
+            self.problems.add(self.place.at(key), _no_list(self.raw(key)))  # and go on: the rest can be read
+            return []
         for item, place in self.items(key):
             try:
                 converted = convert(item)
@@ -164,6 +165,10 @@ class Fields:
         for key in self._values:
             if key not in self._known:
                 self.problems.add(self.place.at(key), f"unknown key{did_you_mean(str(key), self._known)}")
+
+
+def _no_list(value: object) -> str:
+    return f"{shown(value)} is not a list; write items with a dash before each"
 
 
 def text(value: object) -> str:

@@ -159,6 +159,9 @@ class Router:
 
     def _watch(self, request: Request, target: _Target, matches: Predicate | None) -> Answer:
         query = request.query
+        if "sendInitialEvents" in query:  # clients list first, as with a server that has no WatchList
+            why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+            raise faults.invalid("meta.k8s.io", "ListOptions", "", [faults.not_allowed("sendInitialEvents", why)])
         version = query.get("resourceVersion", "")
         revision = _revision(version) if version not in ("", "0") else None
         timeout = _number(query, "timeoutSeconds") or random.uniform(1800, 3600)

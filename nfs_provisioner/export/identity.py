@@ -160,6 +160,9 @@ def _known(
         reachable = next(view.facts is not None for view in views if view.name == name)
         return _stop("Halted" if reachable else "Degraded", f"active replica {name}: {problems[name]}", problems)
     mine = usable[name].identity
+    blank = accepted == name and mine is None and usable[name].empty
+    if blank and (held := _held_elsewhere(export, cluster, name, views)):
+        return _stop("Halted", f"active replica {name}: {held}", problems)
     if accepted == name:
         mine = _vouched(export, cluster, name, usable[name], mine, status, new_id)
     if mine is None:
@@ -176,6 +179,20 @@ def _known(
         )
         return _stop("Halted", f"active replica {name}: {problems[name]}", problems)
     return _with_standby(export, mine, usable, views, problems, accepted, new_id)
+
+
+def _held_elsewhere(export: str, cluster: str, name: str, views: tuple[View, ...]) -> str:
+    """Why an empty disk must not take the active's place: another replica has, or may have, the volumes (H37)."""
+    for other in views:
+        found = other.facts.identity if other.facts is not None else None
+        unseen = other.facts is None or other.facts.unmounted
+        if other.name != name and (unseen or (found and (found.export, found.cluster) == (export, cluster))):
+            return (
+                f"it is empty, and replica {other.name} {'may have' if unseen else 'has'} the volumes of this export. "
+                f"Fill {name} first, from a backup or with all that {other.name} has (.nfs-provisioner too), then "
+                f"'accept' it. To begin with nothing: take {other.name} out of spec.replicas, then 'accept' {name}."
+            )
+    return ""
 
 
 def _first(

@@ -114,11 +114,16 @@ class Root:
         self.volumes_sync = fs.GroupSync(self.volumes)
         self._start_term(term)
         if identity != self.identity:
+            if self.identity is None or self.identity.root != identity.root:
+                self.moved_here()  # before the identity says that nothing is left to do
             self.write_identity(identity)
         os.fsync(self.control)
         self.root_sync.sync()
         self.abilities = self._probe()
         return self.abilities
+
+    def moved_here(self) -> None:
+        """A person vouched for this root although it is another directory than the one that was identified."""
 
     def close(self) -> None:
         """Give the descriptors back. Only for a store that is replaced; calls under way fail."""

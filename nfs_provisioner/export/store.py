@@ -26,6 +26,8 @@ from nfs_provisioner.export.paths import record_file_name
 from nfs_provisioner.export.records import CONTROL_DIRECTORY, State, VolumeRecord
 from nfs_provisioner.export.root import Root
 
+_STEP = 256  # records that are written together
+
 
 class Store(Root):
     """The records of an open root, and the directories that they name."""
@@ -98,6 +100,28 @@ class Store(Root):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(record_file_name(pv), dir_fd=self.volumes)
         self.volumes_sync.sync()
+
+    def moved_here(self) -> None:
+        """A tree that was restored or copied file by file has other inodes: note those that the directories have now.
+
+        Not of moves that were under way: there only the inode tells how far they got. The same again after a crash.
+        """
+        names = [name for name in os.listdir(self.volumes) if name.endswith(".json")]
+        for start in range(0, len(names), _STEP):
+            found = filter(None, map(self._with_new_inode, names[start : start + _STEP]))
+            for written in batch.run_together([self.writing(record) for record in found]):
+                if isinstance(written, Exception):
+                    raise written
+
+    def _with_new_inode(self, name: str) -> VolumeRecord | None:
+        with contextlib.suppress(RefusedForSafety):  # `load` names the records that cannot be read
+            data = fs.read_file(self.volumes, name)
+            if data is not None:
+                record = records.decode_record(data, source=f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}")
+                if record.state not in records.MOVING and record.inode is not None:
+                    inode = fs.inode_at(self.root, record.directory)
+                    return None if inode in (None, record.inode) else replace(record, inode=inode)
+        return None
 
     # -- provisioning -------------------------------------------------------------------------------------------
 

@@ -2,11 +2,13 @@
 
 The text is `<verb> <arguments> epoch=<n>`, with ` at=<anything>` behind it to ask for the same thing once more. A
 request of another epoch is refused, so that nothing replayed by GitOps acts twice. What was answered stands in
-`status.lastHandledRequest`; a text that stands there already is not handled again.
+`status.lastHandledRequest`; a text that stands there already is not handled again. A name with spaces (a pathPattern
+may give an archive one) stands in quotes, as a shell's.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from nfs_provisioner.errors import InvalidInput, RefusedForSafety
@@ -29,13 +31,13 @@ class Request:
 
 def compose(verb: str, name: str, epoch: int, at: str) -> str:
     """The annotation's text."""
-    argument = f"--replica {name}" if verb == "accept" else name
+    argument = f"--replica {shlex.quote(name)}" if verb == "accept" else shlex.quote(name)
     return f"{verb} {argument} epoch={epoch} at={at}"
 
 
 def parse(text: str, *, epoch: int) -> Request:
     """Understand a request. InvalidInput when it cannot be; RefusedForSafety when it is of another epoch than now."""
-    words = text.split()
+    words = _words(text)
     options = dict(word.split("=", 1) for word in words if word.startswith(("epoch=", "at=")))
     plain = [word for word in words if not word.startswith(("epoch=", "at="))]
     verb, arguments = _verb(text, plain)
@@ -50,6 +52,13 @@ def parse(text: str, *, epoch: int) -> Request:
             "again. If it is meant, write it with the present epoch."
         )
     return Request(verb, arguments[0], asked)
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # a lone quote is a part of the name
+        return text.split()
 
 
 def _verb(text: str, plain: list[str]) -> tuple[str, list[str]]:

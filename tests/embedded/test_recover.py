@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,32 @@ def test_the_controller_of_the_new_cluster_takes_the_volumes_over_after_accept(
         assert new.directories() == [f"archived-{record.directory}"]
 
 
+def test_volumes_of_a_tree_that_was_restored_file_by_file_are_ours_again_after_accept(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backup brings back names and contents, never inodes: vouching for the disk vouches for the directories on it."""
+    for name in ("data", "gone"):
+        site.claim(name)
+    with site.controller():
+        pv, gone = site.bound("data"), site.bound("gone")
+        (site.directory_of(pv) / "file").write_text("data")
+        archive = f"archived-{site.directory_of(gone).name}"
+        site.delete_claim("gone")
+        site.gone(gone)
+    site.root.rename(tmp_path / "dead-disk")
+    shutil.copytree(tmp_path / "dead-disk", site.root)
+    with site.controller():
+        site.until(lambda: site.export_status("web").get("phase") == "Halted", "a copied tree is used unasked")
+        assert main(["accept", "web", "--replica", "a", "--kubeconfig", str(site.kubeconfig)]) == 0
+        site.export_ready("web")
+        site.claim("again", annotations={"nfs-provisioner.io/restore-archive": archive})
+        site.bound("again")
+        directory = site.directory_of(pv)
+        site.delete_claim("data")
+        site.gone(pv)
+    assert (site.root / f"archived-{directory.name}" / "file").read_text() == "data"
+
+
 def test_what_has_no_manifest_is_named_and_a_damaged_record_hides_no_other(
     site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +148,14 @@ def test_a_directory_that_is_no_export_is_an_error_that_says_so(
     assert "export.json" in capsys.readouterr().err
     assert main(["recover", str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever is not root has no right to `.nfs-provisioner`; here it is no directory, which root cannot read either."""
+    (tmp_path / ".nfs-provisioner").write_text("")
+    assert main(["recover", str(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"nfs-provisioner: {tmp_path}/.nfs-provisioner cannot be read: Not a directory\n"
 
 
 def test_it_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -72,6 +73,22 @@ def test_each_error_has_its_exit_code_and_one_line(
     monkeypatch.setattr(cli, "_version", fails)
     assert main(["version"]) == code
     assert capsys.readouterr().err == ("" if code == 130 else "nfs-provisioner: m\n")
+
+
+def test_the_version_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"nfs-provisioner {__version__}\n"
+
+
+def test_a_name_that_is_empty_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    """As an unset variable of a script leaves it: it must not be read as everything, or as the list of all."""
+    for words in (["status", ""], ["accept", "", "--replica", "a"], ["accept", "web", "--replica", ""]):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--kubeconfig", "/nowhere"])
+        assert ended.value.code == 2
+        assert "is empty" in capsys.readouterr().err
 
 
 # -- check-config -----------------------------------------------------------------------------------------------------
@@ -147,6 +164,33 @@ def test_an_unknown_export_with_none_there(url: str, capsys: pytest.CaptureFixtu
     assert "none" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("answer", [b"[]", b"{}", b"null", b'{"exports": 3}', b"SSH-2.0-OpenSSH_9.6"], ids=bytes.decode)
+def test_what_is_not_a_controller_is_said_to_be_none(answer: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(4096)
+                head = b"" if answer.startswith(b"SSH") else b"HTTP/1.0 200 OK\r\n\r\n"
+                connection.sendall(head + answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        assert main(["status", "--url", url]) == 1
+        thread.join()
+    assert capsys.readouterr().err.startswith(f"nfs-provisioner: {url}")
+
+
+@pytest.mark.parametrize(
+    "url", ["foo", "127.0.0.1:8080", "http://", "http://127.0.0.1:x", "http://[::1", "file:///x", ""]
+)
+def test_what_is_not_a_url_is_wrong_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", url]) == 2
+    assert "http://127.0.0.1:8080" in capsys.readouterr().err, "what would be right"
+
+
 def test_a_controller_that_does_not_answer_is_a_failure(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", f"{url}/elsewhere"]) == 1
     assert "503" in capsys.readouterr().err
@@ -154,16 +198,38 @@ def test_a_controller_that_does_not_answer_is_a_failure(url: str, capsys: pytest
     assert "127.0.0.1:1" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away_is_no_error(url: str) -> None:
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["status", "-o", "json"], ["status"], ["--help"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(url: str, words: list[str], buffered: str) -> None:
     """`nfs-provisioner volumes | head`, and head has seen enough before the first line."""
     reading, writing = os.pipe()
     os.close(reading)
+    environment = os.environ | {"PYTHONUNBUFFERED": buffered}
+    address = [] if words == ["--help"] else ["--url", url]
     try:
         ran = subprocess.run(
-            (*COMMAND, "status", "--url", url, "-o", "json"), stdout=writing, stderr=subprocess.PIPE, timeout=240
+            (*COMMAND, *words, *address), stdout=writing, stderr=subprocess.PIPE, timeout=240, env=environment
         )
     finally:
         os.close(writing)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_output_that_finds_no_space_is_a_failure_in_one_line(url: str, buffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            (*COMMAND, "status", "--url", url),
+            stdout=full, stderr=subprocess.PIPE, timeout=240, env=os.environ | {"PYTHONUNBUFFERED": buffered},
+        )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr == b"nfs-provisioner: the output cannot be written: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error(url: str) -> None:
+    ran = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *COMMAND, "status", "--url", url], stderr=subprocess.PIPE, timeout=240
+    )
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 from nfs_provisioner.config import check_file, check_files
 
 CONFIG = """\
@@ -40,7 +42,7 @@ def write(path: Path, *documents: str) -> Path:
 
 def test_files_without_problems(tmp_path: Path) -> None:
     report = check_files([write(tmp_path / "a.yaml", WEB, OURS), write(tmp_path / "b.yaml", "", "# nothing\n")])
-    assert (report.problems, report.passed_over) == ([], [])
+    assert (report.problems, report.passed_over) == ([], [f"{tmp_path}/b.yaml: holds no document"])
     assert report.checked == [f"{tmp_path}/a.yaml:1: NFSExport", f"{tmp_path}/a.yaml:8: StorageClass"]
     assert check_file(tmp_path / "a.yaml") == []
 
@@ -159,3 +161,48 @@ def test_lines_are_those_of_the_item_in_a_block(tmp_path: Path) -> None:
         problem
         == f"{file}:13: spec.replicas[1]: mountPath is missing; write where the controller reaches the directory"
     )
+
+
+CONFIG_MAP = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: nfs-provisioner}
+data:
+  script: |
+    kind: of: thing
+  config.yaml: |
+    apiVersion: nfs-provisioner.io/v1alpha1
+    kind: ProvisionerConfig
+    # a comment
+    workers: 8
+    mountRoot: /other
+"""
+
+
+def test_the_configuration_is_found_in_the_configmap_that_carries_it(tmp_path: Path) -> None:
+    """That is where an installed controller has it; a file of its own exists in the pod only."""
+    file = tmp_path / "configmap.yaml"
+    file.write_text(CONFIG_MAP)
+    report = check_files([file])
+    assert report.problems == [] and report.passed_over == []
+    assert report.checked == [f"{file}:8: ProvisionerConfig"]
+    file.write_text(CONFIG_MAP.replace("workers", "wokers"))
+    (problem,) = check_files([file]).problems
+    assert problem.startswith(f"{file}:11: wokers: unknown key")
+    file.write_text(CONFIG_MAP.replace("workers: 8", "workers: ]"))
+    (problem,) = check_files([file]).problems
+    assert problem.startswith(f"{file}:11: not valid YAML")
+
+
+def test_a_configmap_of_something_else_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    file.write_text("apiVersion: v1\nkind: ConfigMap\ndata: {a: 'x: y: z', b: null, c: [1]}\n")
+    report = check_files([file])
+    assert report.problems == [] and len(report.passed_over) == 1
+
+
+@pytest.mark.parametrize("content", ["", "---\n", "# nothing\n"])
+def test_a_file_that_holds_nothing_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text(content)
+    assert check_files([file]).passed_over == [f"{file}: holds no document"]

@@ -228,3 +228,9 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         load_controller_config(str(file))
     assert caught.value.message == f"{file}:3: workers: 99 is not a whole number from 1 to 64"
+
+
+def test_a_list_that_is_none_hides_no_other_problem() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_controller_config(HEAD + "adoptFrom: x\nworkers: 0\nworkres: 1\n", "c.yaml")
+    assert [line.split(": ")[1] for line in caught.value.message.splitlines()] == ["adoptFrom", "workers", "workres"]

@@ -172,6 +172,8 @@ def test_paths_of_one_export_may_be_its_servers_root() -> None:
             "one kind",
         ),
         (export(A, capacity="0"), "spec.capacity", "leaves no room"),
+        (export(A, capacity=5), "spec.capacity", "in quotes"),  # the API server refuses a number, too
+        (export(A, reserve=5), "spec.reserve", "in quotes"),
         (export(A, capacity="lots"), "spec.capacity", "'lots' is not a quantity"),
         (export(A, overcommit="0.0"), "spec.overcommit", "a number above zero"),
         (export(A, overcommit=1.5), "spec.overcommit", "in quotes"),

@@ -57,6 +57,15 @@ def shown(**changes: Any) -> str:
     return printed(lambda console: tables.exports(console, {"exports": [export(**changes)]}))
 
 
+def test_a_narrow_terminal_wraps_lines_and_folds_no_cell() -> None:
+    console = Console(file=io.StringIO(), width=40, no_color=True)
+    tables.exports(console, {"exports": [export(name="a-long-name-of-an-export", message="word " * 20)]})
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "a-long-name-of-an-export" in lines[2] and lines[2].rstrip().endswith("a active, b standby")
+    assert len(lines) > 4 and all(len(line) <= 40 for line in lines[3:]), "what is said is wrapped between words"
+
+
 def test_a_healthy_pair_takes_one_line() -> None:
     lines = shown().splitlines()
     assert len(lines) == 3  # head, rule, row

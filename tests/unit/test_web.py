@@ -5,6 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +92,37 @@ def test_only_get_is_answered(server: WebServer) -> None:
     connection.request("POST", "/metrics", body=b"x")
     assert connection.getresponse().status == 501
     connection.close()
+
+
+def test_head_is_answered_as_get_without_a_body(server: WebServer) -> None:
+    """What `curl -I` and load balancers ask."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as asking:
+        asking.sendall(b"HEAD /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: asking.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200") and b"Content-Length: 5" in head and body == b""
+
+
+def test_a_client_that_goes_away_leaves_no_traceback_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, sent = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        asked.set()
+        assert sent.wait(60)
+        return b"x" * (16 << 20)  # more than the socket takes
+
+    made = WebServer("127.0.0.1", 0, metrics=slow, healthy=str, ready=str, status=lambda: (200, {}))
+    made.start()
+    before = threading.active_count()
+    with socket.create_connection(("127.0.0.1", made.port), timeout=60) as asking:
+        asking.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert asked.wait(60)
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as of a dead client
+    sent.set()
+    end = time.monotonic() + 60
+    while threading.active_count() > before and time.monotonic() < end:
+        threading.Event().wait(0.01)
+    made.stop()
+    assert capfd.readouterr().err == ""
 
 
 def test_nonsense_and_silence_keep_nobody_else_waiting(server: WebServer) -> None:

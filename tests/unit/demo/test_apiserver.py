@@ -124,6 +124,12 @@ def test_h18_expired_history_can_be_a_status_code(embedded_api: EmbeddedApiServe
     api.get(CONFIG_MAPS, watch="1", resourceVersion=start).refused(410, "Expired", "too old resource version")
 
 
+def test_a_watch_that_wants_the_list_first_is_refused_as_by_a_server_that_has_no_such_thing(api: Client) -> None:
+    """kubectl then lists and watches as before; a watch that never sends the list lets `kubectl delete` wait for ever."""
+    asked = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+    api.get(CONFIG_MAPS, **asked).refused(422, "Invalid", "sendInitialEvents is forbidden for watch")
+
+
 def test_h18_pages_of_an_expired_list_are_refused(embedded_api: EmbeddedApiServer, api: Client) -> None:
     for name in "abc":
         api.post(CONFIG_MAPS, config_map(name)).ok()

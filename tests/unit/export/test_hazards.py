@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -845,3 +846,26 @@ def test_h09_of_two_moves_to_one_target_the_second_does_not_take_the_first_for_i
     assert {pv: (world.root / place).stat().st_ino for pv, place in places.items()} == {
         record.pv: record.inode for record in records
     }
+
+
+def test_a_tree_that_was_copied_here_has_its_inodes_noted_but_for_moves_under_way(world: World) -> None:
+    """Of a move only the inode tells how far it got: a name that is there may be the one that was claimed for it."""
+    store = world.start()
+    kept, moving = world.make(store, "kept", "a/kept"), world.make(store, "moving", "moving")
+    store.write(replace(moving, state=State.ARCHIVING, target="archived-moving"))
+    world.stop()
+    for record in (kept, moving):
+        place = world.root / record.directory
+        place.rename(world.root.parent / record.pv)
+        shutil.copytree(world.root.parent / record.pv, place)
+    store = world.opened()
+    store.identity = store.facts().identity
+    assert store.identity is not None
+    store.activate(replace(store.identity, root="another"), "term")
+    assert world.records()["kept"].inode == (world.root / "a/kept").stat().st_ino != kept.inode
+    assert world.records()["moving"].inode == moving.inode
+    again = world.opened()
+    again.identity = again.facts().identity
+    before = (world.control / "volumes/kept.json").stat().st_ino
+    again.activate(replace(identity(), root="another"), "later")
+    assert (world.control / "volumes/kept.json").stat().st_ino == before, "nothing is written when nothing moved"

@@ -64,7 +64,7 @@ TABLES: dict[tuple[Remembered, str | None], str] = {
     (KNOWN, "a"): """
         unreachable   D-   D-   D-   D-   D-   D-   D-   D-   D-   D-   D-   D-   D-
         unmounted     H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-   H-
-        empty         Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
+        empty         H-   H-   Rab  Da   H-   Da   Da   H-   H-   H-   H-   H-   H-
         foreign       Da   Da   Rab  Da   Da   Da   Da   Da   Da   Da   Da   Da   Da
         right         Da   Da   Da   Da   Rab  Rab  Da   Da   Da   Da   Da   Da   Da
         other-cluster Da   Da   Da   Da   Rab  Rab  Da   Da   Da   Da   Da   Da   Da
@@ -250,6 +250,9 @@ def test_accepting_an_empty_disk_never_makes_it_the_source() -> None:
     for a in ("right", "foreign", "older"):
         found = verdict(EMPTY, view("a", a), view("b", "empty"), accepted="b")
         assert cell(found) == "Rab", a
+    found = verdict(KNOWN, view("a", "empty"), view("b", "right"), accepted="a")
+    assert "b" in found.message and "spec.replicas" in found.message, "how to go on, with the data and without"
+    assert cell(verdict(KNOWN, view("a", "empty"), accepted="a")) == "Ra", "nobody else has it"
 
 
 def test_an_active_that_is_no_replica_any_more_is_said_so() -> None:

@@ -19,6 +19,20 @@ def test_what_the_command_line_writes_is_understood(verb: str, name: str, epoch:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["archived-two words", "archived-it's", 'archived-"', "archived-a\\b", "archived-$(x)", "archived- two  gaps"],
+)
+def test_a_name_that_a_pattern_gave_spaces_or_quotes_can_be_asked_for(name: str) -> None:
+    """A pathPattern may put any annotation's text into a directory's name, and so into an archive's."""
+    text = compose("archives purge", name, 3, "x")
+    assert parse(text, epoch=3) == Request("archives purge", name, 3)
+
+
+def test_a_lone_quote_that_a_person_writes_is_part_of_the_name() -> None:
+    assert parse("archives purge archived-it's epoch=3", epoch=3).name == "archived-it's"
+
+
+@pytest.mark.parametrize(
     "text", ["accept --replica b epoch=3", "accept --replica=b epoch=3", "  accept   epoch=3  --replica b  at=x "]
 )
 def test_what_a_person_writes_with_kubectl_is_understood(text: str) -> None:
