@@ -201,7 +201,8 @@ class Store(Root):
     def undo(self, pv: str) -> VolumeRecord | None:
         """Take back a volume whose claim went away before it had a PV. Only an empty directory is removed.
 
-        And that of a clone, with what was copied: before there is a PV, nobody but us can have written to it.
+        And that of a clone, with what was copied: it is live before it has a PV, and until then nobody but us can have
+        written to it.
         Returns None when nothing is left, or the record (orphaned) of a directory that somebody wrote to.
         """
         record = self.read(pv)

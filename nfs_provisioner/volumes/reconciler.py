@@ -326,7 +326,13 @@ class Reconciler:
             named = "; ".join(f"{path}: {why}" for path, why in standing.skipped[:3])
             message = f"{len(standing.skipped)} entries of claim {claim.clone_from} were not carried in full: {named}"
             self._announcer.about_claim(claim, "CloneIncomplete", message, warning=True)
-        return standing.record
+        if standing.record.state is not State.CREATING:
+            return standing.record
+        # Before the PV, not after it: a clone that is being made is taken back with all that is in it, and once there
+        # is a PV that may be somebody's.
+        record: VolumeRecord = export.call_each("make_live", wanted.pv)
+        export.recorded(record, wanted.pv)
+        return record
 
     def _undo(self, s: Situation, export: Export) -> None:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""
