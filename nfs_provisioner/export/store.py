@@ -289,10 +289,13 @@ class Store(Root):
         at the end.
         """
         refused: dict[str, OSError | RefusedForSafety] = {}
-        while names := [name for name in os.listdir(self.trash) if name not in refused and self._is_given_up(name)]:
+        left = set[str]()  # for a restart, which looks for it here
+        while names := [name for name in os.listdir(self.trash) if name not in refused and name not in left]:
             for name in names:  # again until nothing is left: deep trees leave their lower part beside them
                 try:
-                    if stop() or not fs.remove_tree(self.trash, name, stop=stop):
+                    if not self._is_given_up(name):
+                        left.add(name)
+                    elif stop() or not fs.remove_tree(self.trash, name, stop=stop):
                         return False
                 except (OSError, RefusedForSafety) as error:
                     refused[name] = error
