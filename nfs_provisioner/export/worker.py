@@ -215,9 +215,7 @@ class Worker:
                     act()
                 except (OSError, NfsProvisionerError) as error:
                     message = pack_error(error, self.path)[1]
-                    print(
-                        f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True
-                    )
+                    print(f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True)
 
     def _expire_kept(self) -> None:
         if self._retention is not None:

@@ -297,14 +297,14 @@ class Reconciler:
             # The heir first: a standby that saw only the tombstone would remove what the heir is about to have.
             export.recorded(record.slim(), s.name)
             old = export.catalog.get(plan.restore_from)
-            if old is not None:
+            if old is not None and old.holds_directory:  # else that was noted by an attempt before this one
                 export.recorded(old.advanced(state=State.DELETED, successor=s.name), plan.restore_from)
         elif plan.clone_from is not None:
             record = self._cloned(claim, export, wanted)
         else:
             record = export.call_each("provision", wanted)
             export.recorded(record.slim(), s.name)
-        if record.directory != wanted.directory and plan.restore_from is None:
+        if record.directory != plan.directory:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(claim, s.name, export.name, record.directory, self._planner.finish(s.name))
