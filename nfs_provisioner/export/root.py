@@ -113,12 +113,17 @@ class Root:
         self.lost, self.sync = directories["lost"], directories["sync"]
         self.volumes_sync = fs.GroupSync(self.volumes)
         self._start_term(term)
+        if self.identity is None or self.identity.root != identity.root:
+            self.relearn()  # before the new root is written down: cut off in between, it is done again
         if identity != self.identity:
             self.write_identity(identity)
         os.fsync(self.control)
         self.root_sync.sync()
         self.abilities = self._probe()
         return self.abilities
+
+    def relearn(self) -> None:
+        """A person vouched for a tree that was copied here: for those who know more of it than its root."""
 
     def close(self) -> None:
         """Give the descriptors back. Only for a store that is replaced; calls under way fail."""
