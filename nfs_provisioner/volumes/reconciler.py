@@ -38,7 +38,7 @@ from nfs_provisioner.volumes import adoption, growth
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, decide
 from nfs_provisioner.volumes.exports import Export
-from nfs_provisioner.volumes.finisher import Finisher
+from nfs_provisioner.volumes.finisher import Finisher, taken_back
 from nfs_provisioner.volumes.objects import (
     Claim,
     JsonObject,
@@ -345,12 +345,7 @@ class Reconciler:
         except NotFound:
             pass
         assert s.record is not None
-        if s.record.state is State.RESTORING:
-            begun = frozenset({State.RESTORING})
-            names = export.catalog.unavailable_names()
-            done = export.call_each("give_up", GiveUp(s.name, "archive", s.record.claim.uid, begun, names))
-        else:
-            done = export.call("undo", s.name)
+        done = taken_back(export, s.record)
         export.recorded(None if done is None else done.slim(), s.name)
         self._settled(s.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,3 +72,28 @@ def test_a_restore_that_failed_half_way_gets_a_pv_on_the_directory_that_it_has(
         volume = site.until(lambda: site.volume(pv), "there is no PV")
         assert volume["spec"]["nfs"]["path"] == f"/srv/nfs/{site.directory_of(pv).name}"
         site.bound("new")
+
+
+def test_a_restore_that_was_begun_on_an_export_that_went_away_is_an_archive_again_when_it_is_back(
+    site: Site, tmp_path: Path
+) -> None:
+    """The claim asked for a new volume instead, and got it elsewhere: nobody else ever looks at that record."""
+    with site.controller():
+        _, name = archived(site)
+    claim = site.claim("new", annotations={RESTORE_ARCHIVE: name})
+    pv = f"pvc-{claim['metadata']['uid']}"
+    at = 1
+    while site.state(pv) is not State.RESTORING:
+        site.run_cut_off(at, "before", lambda: site.volume(pv) is not None)
+        at += 1
+    assert site.volume(pv) is None
+    site.root.rename(tmp_path / "away")
+    site.make_export("mail")
+    site.api.patch(PVC, "new", {"metadata": {"annotations": {RESTORE_ARCHIVE: None}}}, namespace="shop")
+    with site.controller():
+        site.until(lambda: (site.volume(pv) or {}).get("status", {}).get("phase") == "Bound", "it is not Bound")
+        (tmp_path / "away").rename(site.root)
+        site.becomes(pv, State.ARCHIVED)
+        assert (site.directory_of(pv) / "file").read_text() == "data"
+        (record,) = site.records("mail").values()
+        assert record.pv == pv and record.state in (State.CREATING, State.LIVE)
