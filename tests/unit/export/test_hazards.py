@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -845,3 +847,26 @@ def test_h09_of_two_moves_to_one_target_the_second_does_not_take_the_first_for_i
     assert {pv: (world.root / place).stat().st_ino for pv, place in places.items()} == {
         record.pv: record.inode for record in records
     }
+
+
+def test_a_restore_that_failed_before_anything_moved_leaves_no_second_owner_of_the_archive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is purged then is the archive alone, and the restore hears that it is gone."""
+    store = world.start()
+    world.make(store, "old", "app")
+    archive = world.archive(store, "old")
+    rename, failures = os.rename, iter(range(1))
+
+    def full(name: str, *arguments: Any, **options: Any) -> None:
+        if name == archive.directory and next(failures, None) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space"):
+        moves.restore(store, volume("new", "again"), "old")
+    assert world.states() == {"old": (State.ARCHIVED, archive.directory)}
+    assert (world.root / archive.directory / MARKER).exists()
+    assert moves.restore(store, volume("new", "again"), "old").directory == "again"
+    assert (world.root / "again" / MARKER).exists() and world.broken_promises() == []
