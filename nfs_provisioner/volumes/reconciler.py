@@ -357,8 +357,13 @@ class Reconciler:
         if full.claim.uid != s.claim.uid:
             raise RefusedForSafety(f"the record of {s.name} belongs to {full.claim} with uid {full.claim.uid}")
         manifest: JsonObject = copy.deepcopy(dict(full.manifests["pv"]))
-        manifest["spec"]["claimRef"]["uid"] = full.claim.uid  # what was recorded first may be of an earlier claim,
-        manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)  # and of a smaller size
+        claim = (
+            full.claim
+        )  # what was recorded first may be of an earlier claim, of a smaller size, and of another policy
+        manifest["spec"]["claimRef"] |= {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid}
+        manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)
+        if full.state is State.RETAINED or s.last_policy == "Retain":
+            manifest["spec"]["persistentVolumeReclaimPolicy"] = "Retain"
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(s.claim, s.name, export.name, full.directory, 0.0)
 
