@@ -378,6 +378,12 @@ class Reconciler:
         """DELETE with preconditions first: it fails if the policy, the claim or the leader changed meanwhile (H61)."""
         began = self._clock()
         volume = s.volume
+        if s.record is not None and not s.record.shared and s.record.state in _GIVEN_UP_FROM:
+            # Only bound volumes of another provisioner are taken over; what a kept one of it names is its data, too.
+            others = adoption.left_alone(export, s.record.directory, self._caches.volumes.by_index(("export", "")))
+            if others:
+                log.warning("PV %s shares %s with %s: it is not moved", s.name, s.record.directory, others)
+                self._update(s, export, {"shared": True})
         if volume is not None:
             self._pvs.begin_deletion(volume)
         self._check()
