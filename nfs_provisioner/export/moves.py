@@ -8,6 +8,7 @@ directory that this move did not claim by mkdir.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
@@ -23,6 +24,7 @@ from nfs_provisioner.export.store import Store, missing_directory, trash_name
 
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
 _RESTORABLE = frozenset({State.ARCHIVED, State.RETAINED})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TRASH = f"{CONTROL_DIRECTORY}/trash"
 
 
@@ -99,12 +101,26 @@ def restore(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord
     The new record takes the tree over before the move, the old one becomes a tombstone after it.
     """
     with store.archives:  # or two claims, or a claim and a purge, could both find it there
-        record = store.read(wanted.pv) or store.write(_taken_over(store, wanted, archive_pv))
+        found = store.read(wanted.pv)
+        record = found or store.write(_taken_over(store, wanted, archive_pv))
         if record.state is State.RESTORING:
             if record.target is not None:
-                record = finish(store, record)
+                try:
+                    record = finish(store, record)
+                except OSError as error:
+                    if found is None and error.errno in _FULL:  # others may have happened on the server all the same
+                        _not_begun(store, record)
+                    raise
             leave_to_successor(store, record)
     return record
+
+
+def _not_begun(store: Store, record: VolumeRecord) -> None:
+    """A restore that failed before the archive was moved never was: of two records that name one directory, the
+    archive's could be purged, and the new volume would be without its files."""
+    with contextlib.suppress(OSError):
+        if fs.inode_at(store.root, record.directory) == record.inode:
+            store.forget(record.pv)
 
 
 def _taken_over(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord:

@@ -118,7 +118,7 @@ class Store(Root):
             data = fs.read_file(self.volumes, name)
             if data is not None:
                 record = records.decode_record(data, source=f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}")
-                if record.state not in records.MOVING and record.inode is not None:
+                if record.state in records.SETTLED and record.holds_directory and record.inode is not None:
                     inode = fs.inode_at(self.root, record.directory)
                     return None if inode in (None, record.inode) else replace(record, inode=inode)
         return None
@@ -225,7 +225,8 @@ class Store(Root):
     def undo(self, pv: str) -> VolumeRecord | None:
         """Take back a volume whose claim went away before it had a PV. Only an empty directory is removed.
 
-        And that of a clone, with what was copied: before there is a PV, nobody but us can have written to it.
+        And that of a clone, with what was copied: it is live before it has a PV, and until then nobody but us can have
+        written to it.
         Returns None when nothing is left, or the record (orphaned) of a directory that somebody wrote to.
         """
         record = self.read(pv)
@@ -312,10 +313,13 @@ class Store(Root):
         at the end.
         """
         refused: dict[str, OSError | RefusedForSafety] = {}
-        while names := [name for name in os.listdir(self.trash) if name not in refused and self._is_given_up(name)]:
+        left = set[str]()  # for a restart, which looks for it here
+        while names := [name for name in os.listdir(self.trash) if name not in refused and name not in left]:
             for name in names:  # again until nothing is left: deep trees leave their lower part beside them
                 try:
-                    if stop() or not fs.remove_tree(self.trash, name, stop=stop):
+                    if not self._is_given_up(name):
+                        left.add(name)
+                    elif stop() or not fs.remove_tree(self.trash, name, stop=stop):
                         return False
                 except (OSError, RefusedForSafety) as error:
                     refused[name] = error

@@ -210,13 +210,16 @@ class Worker:
         while True:
             self._trash_waits.wait()
             self._trash_waits.clear()
-            try:
-                self.store.empty_trash(self._must_stop)
-                if self._retention is not None:
-                    self.store.expire_kept(self._retention, self._must_stop)
-            except (OSError, NfsProvisionerError) as error:
-                message = pack_error(error, self.path)[1]
-                print(f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True)
+            for act in (self._expire_kept, lambda: self.store.empty_trash(self._must_stop)):
+                try:  # what cannot be removed must not keep the other: on a full standby, that is the room there is
+                    act()
+                except (OSError, NfsProvisionerError) as error:
+                    message = pack_error(error, self.path)[1]
+                    print(f"emptying trash: {message}; tried again with the next deletion", file=sys.stderr, flush=True)
+
+    def _expire_kept(self) -> None:
+        if self._retention is not None:
+            self.store.expire_kept(self._retention, self._must_stop)
 
     def _must_stop(self) -> bool:
         try:

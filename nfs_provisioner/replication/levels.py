@@ -30,7 +30,8 @@ def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord])
     steps = [
         step
         for record in known.values()
-        if (step := _step(record, standby.get(record.pv), trees, alive, beside.get(record.pv))) is not None
+        if not _heir_is_missing(record, known)
+        and (step := _step(record, standby.get(record.pv), trees, alive, beside.get(record.pv))) is not None
     ]
     forget = [
         Step("forget", record)
@@ -38,11 +39,21 @@ def compare(active: Iterable[VolumeRecord], standby: Mapping[str, VolumeRecord])
         if record.state is State.DELETED and record.pv not in known
     ]
     strangers = tuple(
-        sorted(pv for pv, record in standby.items() if pv not in known and record.state is not State.DELETED)
+        sorted(
+            pv
+            for pv, record in standby.items()
+            if record.state is not State.DELETED and (pv not in known or _heir_is_missing(known[pv], known))
+        )
     )
     order = {kind: number for number, kind in enumerate(("remove", "move", "make", "update", "forget"))}
     ordered = sorted([*steps, *forget], key=lambda step: (order[step.kind], step.record.directory, step.record.pv))
     return Difference(tuple(ordered), strangers)
+
+
+def _heir_is_missing(tombstone: VolumeRecord, known: Mapping[str, VolumeRecord]) -> bool:
+    """Whether the tree went on to a volume that the active does not know: its record may be the one that is damaged,
+    and what the standby still has under the old name its only copy."""
+    return tombstone.successor is not None and tombstone.successor not in known
 
 
 def _holders(known: Mapping[str, VolumeRecord], standby: Mapping[str, VolumeRecord]) -> dict[str, VolumeRecord]:

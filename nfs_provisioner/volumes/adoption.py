@@ -7,7 +7,7 @@ as shared: such a directory is never moved or deleted, whatever their policies s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from uuid import uuid4
 
 from nfs_provisioner.config import format_quantity, parse_parameters
@@ -109,6 +109,17 @@ def _sharing(export: Export, directory: str, name: str) -> list[str]:
     mine = conflict_key(directory)
     others = [(r.pv, conflict_key(r.directory)) for r in export.catalog.all() if r.holds_directory and r.pv != name]
     return [pv for pv, theirs in others if theirs == mine or contains(theirs, mine) or contains(mine, theirs)]
+
+
+def left_alone(export: Export, directory: str, volumes: Iterable[Volume]) -> list[str]:
+    """Those of `volumes` that lie on this directory, on one around it, or on one inside it."""
+    mine, found = conflict_key(directory), []
+    for volume in volumes:
+        place = _directory_on(export, volume)
+        theirs = None if place is None else conflict_key(place)
+        if theirs is not None and (theirs == mine or contains(theirs, mine) or contains(mine, theirs)):
+            found.append(volume.name)
+    return found
 
 
 def _policy(storage_class: JsonObject | None) -> Policy:

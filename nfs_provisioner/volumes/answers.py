@@ -56,16 +56,23 @@ class Asked(Protocol):
 
 
 class Answers:
-    """Of one export. `handled` is the last one that was given, as `status.lastHandledRequest` tells it."""
+    """Of one export. `handled` is the last one that was given, as `status.lastHandledRequest` tells it.
+
+    The texts before that are remembered as well, while this process lives: whoever keeps an old one in Git and puts it
+    back after a newer one was answered asks for nothing.
+    """
 
     def __init__(self, export: Asked, handled: Mapping[str, str] | None, services: Services) -> None:
         self.handled = handled
+        self._answered: set[str] = set()
         self._export = export
         self._services = services
 
     def turn(self, text: str) -> None:
         """Answer the request that stands on the object, unless that was done."""
-        if not text or (self.handled is not None and self.handled.get("request") == text):
+        if self.handled is not None:
+            self._answered.add(self.handled.get("request", ""))
+        if not text or text in self._answered:
             return
         answered = answer(self._export, text)
         if answered is not None:

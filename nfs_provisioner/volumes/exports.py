@@ -67,7 +67,7 @@ class Export:
         self._accepted: str | None = None
         self._active: Attachment | None = None
         self._partner: Partner | None = None
-        self._problems: list[str] = []
+        self._problems: dict[str, list[str]] = {}  # replica -> what is wrong with its records
         self._answers = Answers(self, seen.handled, services)
         self._housekeeping = Housekeeping(self, services.clock)
         self._wake = threading.Event()
@@ -202,6 +202,7 @@ class Export:
         """A replica was attached and read."""
         identity = attachment.attached
         assert identity is not None
+        self._problems[attachment.name] = loaded.problems
         if identity.active == attachment.name:
             self._remembered = Remembered(identity.active, identity.epoch, identity.promotion)
             self.catalog.fill(loaded.records, age=age)
@@ -209,7 +210,6 @@ class Export:
                 self.copies.begin(record)
             self._housekeeping.begin_anew()
             self.measuring.begin_anew()
-            self._problems = loaded.problems
             self._active = attachment
         elif self._active is not None:
             self._drop_partner()
@@ -329,12 +329,20 @@ class Export:
         """What a person should know, in one line."""
         partner = self._partner
         full = _without_inodes(self._active.space if self._active else None)
-        parts = [self.invalid, self._verdict.message, partner.message if partner else "", *self._problems, full]
+        parts = [self.invalid, self._verdict.message, partner.message if partner else "", *self._told(), full]
         for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:
                 parts.append(f"replica {attachment.name}: {why}")
         return "; ".join(part for part in parts if part)
+
+    def _told(self) -> list[str]:
+        return [problem for attachment in self.attachments() for problem in self._problems.get(attachment.name, ())]
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a replica may hold what no record that can be read names."""
+        return bool(self._told())
 
     def status(self) -> ExportStatus:
         """For people and for the API."""

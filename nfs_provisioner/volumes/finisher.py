@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 
 from nfs_provisioner.errors import LostLeadership, NfsProvisionerError, RefusedForSafety, RetryLater
+from nfs_provisioner.export.moves import GiveUp
 from nfs_provisioner.export.paths import server_path
 from nfs_provisioner.export.records import State, VolumeRecord
 from nfs_provisioner.kube.workqueue import WorkQueue
@@ -116,7 +117,7 @@ class Finisher:
     def look_for_leftovers(self) -> None:
         """A server that failed half-way and came back may still hold what was made on another export instead."""
         for export in self._registry.all():
-            if any(self._left(export, record) for record in export.catalog.in_state(State.CREATING)):
+            if any(self._left(export, record) for record in _begun(export)):
                 self._queue.add(LEFT + export.name, export.name, low=True)
 
     def _left(self, export: Export, record: VolumeRecord) -> bool:
@@ -126,17 +127,34 @@ class Finisher:
 
     def _take_back_leftovers(self, key: str, lane: str) -> None:
         export = self._registry.get(key.removeprefix(LEFT))
-        for record in export.catalog.in_state(State.CREATING) if export is not None else ():
+        for record in _begun(export) if export is not None else ():
             try:
                 if export is not None and self._left(export, record):
                     self._check()
-                    done: VolumeRecord | None = export.call("undo", record.pv)
+                    done = taken_back(export, record)
                     export.recorded(None if done is None else done.slim(), record.pv)
             except (RetryLater, RefusedForSafety) as error:
                 log.info("export %s: %s: %s", export.name if export else "", record.pv, error.message)
                 self._queue.retry(key, lane, low=True)
                 return
         self._queue.forget(key)
+
+
+def _begun(export: Export) -> list[VolumeRecord]:
+    """Volumes that have no PV yet, as far as the export tells."""
+    return export.catalog.in_state(State.CREATING) + export.catalog.in_state(State.RESTORING)
+
+
+def taken_back(export: Export, record: VolumeRecord) -> VolumeRecord | None:
+    """End an attempt that came to nothing: what was being restored is an archive again, the rest goes. Its record."""
+    if record.state is State.RESTORING:
+        names, begun = export.catalog.unavailable_names(), frozenset({State.RESTORING})
+        archived: VolumeRecord = export.call_each(
+            "give_up", GiveUp(record.pv, "archive", record.claim.uid, begun, names)
+        )
+        return archived
+    left: VolumeRecord | None = export.call("undo", record.pv)
+    return left
 
 
 def _same_place(export: Export, volume: Volume, record: VolumeRecord) -> None:

@@ -38,6 +38,10 @@ class Kept(Protocol):
     def partner(self) -> Partner | None:
         """What the standby follows with, while there is one."""
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a replica may hold what no record that can be read names."""
+
     def attachments(self) -> list[Attachment]:
         """Its replicas."""
 
@@ -99,6 +103,8 @@ class Housekeeping:
         return found - catalog.root_names()
 
     def _drop_tombstones(self) -> None:
+        if self._export.in_doubt:  # a standby whose record is damaged seems to have nothing left, and has it all
+            return
         for record in self._export.catalog.old_tombstones():
             partner = self._export.partner
             if len(self._export.spec.replicas) == 1 or (partner is not None and partner.acknowledged(record.pv)):

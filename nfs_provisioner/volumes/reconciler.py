@@ -38,7 +38,7 @@ from nfs_provisioner.volumes import adoption, growth
 from nfs_provisioner.volumes.announcer import Announcer
 from nfs_provisioner.volumes.decisions import QUIET, Decision, Situation, decide
 from nfs_provisioner.volumes.exports import Export
-from nfs_provisioner.volumes.finisher import Finisher
+from nfs_provisioner.volumes.finisher import Finisher, taken_back
 from nfs_provisioner.volumes.objects import (
     Claim,
     JsonObject,
@@ -297,14 +297,14 @@ class Reconciler:
             # The heir first: a standby that saw only the tombstone would remove what the heir is about to have.
             export.recorded(record.slim(), s.name)
             old = export.catalog.get(plan.restore_from)
-            if old is not None:
+            if old is not None and old.holds_directory:  # else that was noted by an attempt before this one
                 export.recorded(old.advanced(state=State.DELETED, successor=s.name), plan.restore_from)
         elif plan.clone_from is not None:
             record = self._cloned(claim, export, wanted)
         else:
             record = export.call_each("provision", wanted)
             export.recorded(record.slim(), s.name)
-        if record.directory != wanted.directory and plan.restore_from is None:
+        if record.directory != plan.directory:
             manifest["spec"]["nfs"]["path"] = server_path(root, record.directory)  # an earlier attempt's name counts
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(claim, s.name, export.name, record.directory, self._planner.finish(s.name))
@@ -326,7 +326,13 @@ class Reconciler:
             named = "; ".join(f"{path}: {why}" for path, why in standing.skipped[:3])
             message = f"{len(standing.skipped)} entries of claim {claim.clone_from} were not carried in full: {named}"
             self._announcer.about_claim(claim, "CloneIncomplete", message, warning=True)
-        return standing.record
+        if standing.record.state is not State.CREATING:
+            return standing.record
+        # Before the PV, not after it: a clone that is being made is taken back with all that is in it, and once there
+        # is a PV that may be somebody's.
+        record: VolumeRecord = export.call_each("make_live", wanted.pv)
+        export.recorded(record, wanted.pv)
+        return record
 
     def _undo(self, s: Situation, export: Export) -> None:
         """The claim is gone and there is no PV: look at the API itself before anything is taken back."""
@@ -339,12 +345,7 @@ class Reconciler:
         except NotFound:
             pass
         assert s.record is not None
-        if s.record.state is State.RESTORING:
-            begun = frozenset({State.RESTORING})
-            names = export.catalog.unavailable_names()
-            done = export.call_each("give_up", GiveUp(s.name, "archive", s.record.claim.uid, begun, names))
-        else:
-            done = export.call("undo", s.name)
+        done = taken_back(export, s.record)
         export.recorded(None if done is None else done.slim(), s.name)
         self._settled(s.name)
 
@@ -356,8 +357,13 @@ class Reconciler:
         if full.claim.uid != s.claim.uid:
             raise RefusedForSafety(f"the record of {s.name} belongs to {full.claim} with uid {full.claim.uid}")
         manifest: JsonObject = copy.deepcopy(dict(full.manifests["pv"]))
-        manifest["spec"]["claimRef"]["uid"] = full.claim.uid  # what was recorded first may be of an earlier claim,
-        manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)  # and of a smaller size
+        claim = (
+            full.claim
+        )  # what was recorded first may be of an earlier claim, of a smaller size, and of another policy
+        manifest["spec"]["claimRef"] |= {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid}
+        manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)
+        if full.state is State.RETAINED or s.last_policy == "Retain":
+            manifest["spec"]["persistentVolumeReclaimPolicy"] = "Retain"
         self._pvs.post(s.name, manifest)
         self._announcer.provisioned(s.claim, s.name, export.name, full.directory, 0.0)
 
@@ -372,6 +378,12 @@ class Reconciler:
         """DELETE with preconditions first: it fails if the policy, the claim or the leader changed meanwhile (H61)."""
         began = self._clock()
         volume = s.volume
+        if s.record is not None and not s.record.shared and s.record.state in _GIVEN_UP_FROM:
+            # Only bound volumes of another provisioner are taken over; what a kept one of it names is its data, too.
+            others = adoption.left_alone(export, s.record.directory, self._caches.volumes.by_index(("export", "")))
+            if others:
+                log.warning("PV %s shares %s with %s: it is not moved", s.name, s.record.directory, others)
+                self._update(s, export, {"shared": True})
         if volume is not None:
             self._pvs.begin_deletion(volume)
         self._check()

@@ -38,6 +38,7 @@ COUNTS_EVERY = 60.0  # seconds
 SHARED_EVERY = 5.0  # seconds between two looks at which exports lie on one disk
 RETRY = 10.0  # seconds before an API write that failed is tried again
 AFTER_CONFLICT = 0.5  # seconds in which the watch brings what somebody else wrote
+_LEFT = frozenset({State.CREATING, State.ARCHIVED, State.DELETED})  # what an attempt that went elsewhere leaves
 _NEEDED = frozenset({State.LIVE, State.CREATING, State.RESTORING, State.ARCHIVING, State.DELETING})
 
 
@@ -149,7 +150,7 @@ class Registry:
         named = self._exports.get(on)
         for export in self._sorted if named is None else (named,):
             record = export.catalog.get(pv)
-            if record is not None and (best is None or best[1].state is State.CREATING):
+            if record is not None and (best is None or best[1].state in _LEFT):
                 best = export, record
         return best
 

@@ -283,6 +283,24 @@ def test_h04_adopted_directories_that_are_shared_are_never_moved_or_deleted(site
     assert (site.root / second / "file").read_text() == "theirs"
 
 
+@pytest.mark.parametrize("kept", ["team", "team/inner"], ids=["one directory", "a nested one"])
+def test_h04_an_adopted_directory_that_a_kept_volume_of_the_other_provisioner_names_is_not_moved(
+    site: Site, kept: str
+) -> None:
+    """That one is not taken over, because it is not bound; its policy Retain says that its data stays."""
+    foreign_volume(site, "old", kept)
+    site.api.patch(PV, "old", {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
+    site.delete_claim("old")
+    site.until(lambda: (site.volume("old") or {})["status"]["phase"] == "Released", "the PV is not Released")
+    foreign_volume(site, "one", "team")
+    with site.controller(adopt_from=ADOPT):
+        site.until(lambda: adopted(site, "one"), "it was not taken over")
+        site.delete_claim("one")
+        site.gone("one")
+        assert site.state("one") is State.RETAINED
+    assert (site.root / kept / "file").read_text() == "theirs"
+
+
 def test_nothing_is_adopted_unless_it_was_asked_for(site: Site) -> None:
     foreign_volume(site, "theirs", "data")
     site.claim("good")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nfs_provisioner.export.records import State
-from nfs_provisioner.kube.api import PVC, NotFound
+from nfs_provisioner.kube.api import PV, PVC, NotFound
 from tests.embedded.site import Site
 from tests.plugins import heldworker
 from tests.plugins.packages import find, require
@@ -229,3 +229,24 @@ def test_a_worker_that_dies_while_it_copies_goes_on(site: Site) -> None:
         slow.release()
         site.bound("new")
     assert differences(site.directory_of(slow.old), site.directory_of(slow.pv)) == ""
+
+
+def test_h40_a_clone_that_had_its_pv_before_a_crash_is_not_taken_back_when_both_objects_vanish(site: Site) -> None:
+    site.make_class("kept", policy="Retain")
+    with site.controller():
+        source(site)
+    claim = site.claim("new", size="20Mi", storage_class="kept", **of("old"))
+    pv = f"pvc-{claim['metadata']['uid']}"
+    at = 1
+    while site.volume(pv) is None:  # the last of these lives ends when the PV was posted, and nobody heard the answer
+        site.run_cut_off(at, "after", lambda: site.volume(pv) is not None)
+        at += 1
+    site.until(lambda: (site.get_claim("new") or {})["status"].get("phase") == "Bound", "the claim is not Bound")
+    (site.directory_of(pv) / "precious").write_text("written by a pod")
+    site.delete_claim("new")
+    site.until(lambda: (site.volume(pv) or {})["status"]["phase"] == "Released", "the PV is not Released")
+    site.api.delete(PV, pv)  # of policy Retain: nothing holds it, and its data is to stay
+    site.until(lambda: site.volume(pv) is None, "the PV is still there")
+    with site.controller():
+        site.becomes(pv, State.ORPHANED, None)
+        assert (site.directory_of(pv) / "precious").read_text() == "written by a pod"

@@ -370,3 +370,28 @@ def test_h61_a_policy_changed_while_the_pv_was_being_deleted_is_obeyed(
         site.becomes(pv, State.RETAINED)
     assert looked, "nobody looked again before acting"
     assert content(site, pv) == "data"
+
+
+def test_h59_a_lost_claim_that_was_not_the_volumes_first_gets_it_back_too(site: Site) -> None:
+    """The PV is to name the claim that has it now, or it is Released when the first one's name is another claim's; and
+    to have the policy that it had at last, not the class's."""
+    site.make_class("delete", onDelete="delete")
+    site.claim("data", storage_class="delete")
+    with site.controller():
+        pv = written(site)
+        site.api.patch(PV, pv, {"spec": {"persistentVolumeReclaimPolicy": "Retain"}})
+        site.delete_claim("data")
+        site.until(lambda: (site.volume(pv) or {})["status"]["phase"] == "Released", "the PV is not Released")
+        site.api.patch(PV, pv, {"spec": {"claimRef": None}})
+        second = site.claim("second", storage_class="delete", volumeName=pv)
+        site.until(
+            lambda: (r := site.record(pv)) and r.claim.uid == second["metadata"]["uid"], "the record does not follow"
+        )
+        site.claim("data", storage_class="delete")
+        site.bound("data")
+        site.force_away(pv)
+        site.until(lambda: site.volume(pv) and phase(site, "second") == "Bound", "it is not Bound again", 20)
+        volume = site.volume(pv)
+        assert volume is not None and volume["spec"]["claimRef"]["name"] == "second"
+        assert volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
+        assert content(site, pv) == "data"

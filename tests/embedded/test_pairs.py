@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.export import catalog
+from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import NFS_EXPORT, PVC
+from nfs_provisioner.volumes import exports
 from tests.embedded.site import DEADLINE, Controller, Site
 from tests.plugins.loopfs import LoopFileSystem
 
@@ -368,3 +371,36 @@ def test_h22_a_standby_that_cannot_be_written_is_seen_long_before_it_is_late(sit
             disk.read_only(False)
             site.arrives(pv, "file", "newer", PAUSED)
             site.until(lambda: site.export_status("web")["phase"] == "Ready", "it is still said")
+
+
+def test_h52_a_volume_whose_record_on_the_standby_is_damaged_is_not_forgotten_before_its_copy_is_gone(
+    site: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "REUSE_PAUSE", 0.0)
+    monkeypatch.setattr(exports, "HOUSEKEEPING", 0.1)
+    site.make_class("delete", onDelete="delete")
+    site.make_pair()
+    site.claim("data", storage_class="delete")
+    site.claim("other", storage_class="delete")
+    with site.controller():
+        pv, other = site.bound("data"), site.bound("other")
+        site.put("a", pv, "file", "data")
+        site.arrives(pv, "file", "data")
+        site.until(lambda: site.on("b", other).exists(), "the other volume is not on the standby")
+        copy, beside = site.on("b", pv), site.on("b", other)
+    damaged = site.mount_root / "web/b/.nfs-provisioner/volumes" / f"{pv}.json"
+    whole = damaged.read_text()
+    damaged.write_text("{")
+    with site.controller() as controller:
+        site.until(lambda: site.standby().get("lastCleanPass"), "the standby does not follow")
+        for name in ("data", "other"):
+            site.delete_claim(name)
+        site.gone(pv)
+        site.gone(other)
+        site.until(lambda: not beside.exists(), "the other volume is still on the standby")
+        assert f"{pv}.json" in str(seen(controller)["exports"][0]["message"]), "nobody says why"
+    assert site.state(pv) is State.DELETED and copy.exists()
+    damaged.write_text(whole)
+    with site.controller():
+        site.until(lambda: not copy.exists(), "the copy is still on the standby")
+        site.becomes(pv, None)

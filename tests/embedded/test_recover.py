@@ -12,6 +12,7 @@ import yaml
 
 from nfs_provisioner.cli import main
 from nfs_provisioner.demo.apiserver import EmbeddedApiServer
+from nfs_provisioner.export.records import State
 from nfs_provisioner.kube.api import NAMESPACE, PV, PVC, load
 from tests.embedded.site import MI, Site
 
@@ -165,3 +166,28 @@ def test_it_changes_nothing(site: Site, capsys: pytest.CaptureFixture[str]) -> N
     before = {path: path.lstat().st_ctime_ns for path in site.root.rglob("*")}
     recovered(site, capsys)
     assert {path: path.lstat().st_ctime_ns for path in site.root.rglob("*")} == before
+
+
+@pytest.mark.parametrize("control", ["kept", "without export.json"])
+def test_a_disk_that_was_restored_from_a_backup_and_accepted_serves_its_volumes_as_before(
+    site: Site, tmp_path: Path, control: str
+) -> None:
+    """Every file has another inode there, and records tell a volume's directory from another by that."""
+    site.claim("data")
+    with site.controller():
+        pv = site.bound("data")
+    (site.directory_of(pv) / "file").write_text("data")
+    shutil.copytree(site.root, tmp_path / "backup", symlinks=True)
+    site.root.rename(tmp_path / "dead disk")
+    shutil.move(tmp_path / "backup", site.root)
+    if control != "kept":
+        (site.root / ".nfs-provisioner" / "export.json").unlink()
+    with site.controller():
+        site.until(lambda: site.export_status("web").get("phase") == "Halted", "another disk is used unasked")
+        assert main(["accept", "web", "--replica", "a", "--kubeconfig", str(site.kubeconfig)]) == 0
+        site.export_ready("web")
+        record = site.record(pv)
+        assert record is not None and record.inode == site.directory_of(pv).stat().st_ino
+        site.delete_claim("data")
+        site.gone(pv)
+    assert (site.directory_of(pv) / "file").read_text() == "data" and site.state(pv) is State.ARCHIVED

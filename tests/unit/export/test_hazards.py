@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -869,3 +871,26 @@ def test_a_tree_that_was_copied_here_has_its_inodes_noted_but_for_moves_under_wa
     before = (world.control / "volumes/kept.json").stat().st_ino
     again.activate(replace(identity(), root="another"), "later")
     assert (world.control / "volumes/kept.json").stat().st_ino == before, "nothing is written when nothing moved"
+
+
+def test_a_restore_that_failed_before_anything_moved_leaves_no_second_owner_of_the_archive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is purged then is the archive alone, and the restore hears that it is gone."""
+    store = world.start()
+    world.make(store, "old", "app")
+    archive = world.archive(store, "old")
+    rename, failures = os.rename, iter(range(1))
+
+    def full(name: str, *arguments: Any, **options: Any) -> None:
+        if name == archive.directory and next(failures, None) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(name, *arguments, **options)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space"):
+        moves.restore(store, volume("new", "again"), "old")
+    assert world.states() == {"old": (State.ARCHIVED, archive.directory)}
+    assert (world.root / archive.directory / MARKER).exists()
+    assert moves.restore(store, volume("new", "again"), "old").directory == "again"
+    assert (world.root / "again" / MARKER).exists() and world.broken_promises() == []

@@ -149,3 +149,22 @@ def test_a_record_that_cannot_be_read_is_named_and_stops_no_other(world: World, 
     assert [record.pv for record in loaded] == ["pv"]
     assert len(problems) == 1 and "bad.json" in problems[0]
     assert replace(loaded[0]).manifests == {}, "the controller keeps no manifests in memory"
+
+
+def test_h51_what_cannot_be_removed_from_trash_keeps_nothing_else_there(world: World, worker: Worker) -> None:
+    """Neither what other volumes left, nor what passes kept: a standby would fill up with that."""
+    attach(worker)
+    for pv in ("damaged", "gone"):
+        live(worker, pv, pv)
+    trash = world.control / "trash"
+    for name in ("damaged~1", "gone~1", "kept~other~20200101T000000Z"):
+        (trash / name).mkdir()
+        (trash / name / "file").write_text("data")
+    (world.control / "volumes" / "damaged.json").write_text("{")
+    worker.load()
+    worker.expire_kept(0.0)
+    end = time.monotonic() + 30.0
+    while len(left := os.listdir(trash)) > 1:
+        assert time.monotonic() < end, left
+        time.sleep(0.01)
+    assert left == ["damaged~1"]

@@ -193,3 +193,14 @@ def test_h52_a_tombstone_is_forgotten_only_after_the_actives(world: World) -> No
     assert "pv" in known(store)
     assert follow(store) == []
     assert known(store) == {}
+
+
+def test_h40_a_tree_whose_heir_the_active_cannot_name_is_kept_where_the_standby_has_it(world: World) -> None:
+    """The heir's record may be damaged: what its archive's tombstone alone says would remove the volume's copy."""
+    store = world.start()
+    settled(world, store, active("old", "app", rev=3))
+    gone = active("old", "archived-app", State.DELETED, rev=6, successor="new")
+    difference = compare([gone], known(store))
+    assert (difference.steps, difference.strangers) == ((), ("old",))
+    heir = active("new", "again", tree="tree-old", origin="old", rev=2)
+    assert [step.kind for step in compare([gone, heir], known(store)).steps] == ["move"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfs_provisioner.errors import InvalidInput, RefusedForSafety
+from nfs_provisioner.volumes import answers
 from nfs_provisioner.volumes.requests import Request, compose, parse
 
 NAMES = st.from_regex(r"[a-zA-Z0-9._-]{1,60}", fullmatch=True)
@@ -71,3 +75,21 @@ def test_what_is_not_understood_says_what_would_be(text: str, says: str) -> None
 def test_no_text_gets_by(text: str) -> None:
     with pytest.raises((InvalidInput, RefusedForSafety)):
         parse(text, epoch=-1)  # no epoch that can be written is this one
+
+
+def test_a_request_that_was_answered_is_not_answered_again_when_it_is_put_back_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GitOps does that: it would purge the next archive of that name, or confirm the next deletions."""
+    asked: list[str] = []
+
+    def answer(_export: object, text: str) -> dict[str, str]:
+        asked.append(text)
+        return {"request": text, "result": "Done", "message": "", "time": ""}
+
+    monkeypatch.setattr(answers, "answer", answer)
+    services = SimpleNamespace(on_event=lambda *_: None)
+    of = answers.Answers(cast(Any, SimpleNamespace(name="web")), {"request": "before"}, cast(Any, services))
+    for text in ("before", "one", "two", "one", "before", "one at=now", "two"):
+        of.turn(text)
+    assert asked == ["one", "two", "one at=now"]
