@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from nfs_provisioner.config import rough_size
 from nfs_provisioner.errors import Infeasible, RetryLater
-from nfs_provisioner.export.paths import ARCHIVE_PREFIX, OwnedDirectories
+from nfs_provisioner.export.paths import ARCHIVE_PREFIX, OwnedDirectories, conflict_key
 from nfs_provisioner.export.records import RESERVING, State, VolumeRecord
 
 #: Seconds for which servers may still cache the handle of a directory that was renamed away (H48; ganesha: 60 s).
@@ -35,7 +35,7 @@ class Catalog:
         self._lock = threading.RLock()
         self._records: dict[str, VolumeRecord] = {}
         self._owned = OwnedDirectories()
-        self._given_up: dict[str, float] = {}  # directory -> moment from which its name may be used again
+        self._given_up: dict[str, float] = {}  # conflict_key -> moment from which the name may be used again
         self._given_up_archives: set[str] = set()
         # PV -> PVs of volumes that reserve and are to have, or got, its directory
         self._heirs: dict[str, set[str]] = {}
@@ -127,8 +127,7 @@ class Catalog:
             owner = self._owned.conflict(record.directory, besides=record.pv)
             if owner is not None:
                 raise Infeasible(self._taken(record.directory, self._records[owner]))
-            free_from = self._given_up.get(record.directory, 0.0)
-            wait = free_from - self._clock()
+            wait = max(map(self._free_from, _and_above(record.directory))) - self._clock()
             if wait > 0:
                 raise RetryLater(
                     f"the directory {record.directory!r} was given up a moment ago; file servers may still know it. "
@@ -168,21 +167,24 @@ class Catalog:
         return [r for r in self.in_state(State.LIVE) if (r.claim.namespace, r.claim.name) == (namespace, name)]
 
     def old_tombstones(self) -> list[VolumeRecord]:
-        """Tombstones whose directory names may be used again."""
+        """Tombstones whose directory names may be used again, but for those that another one names as its heir: a
+        standby that was away may still have the tree under the first name, and has to be told of both."""
         with self._lock:
             now = self._clock()
+            heirs = {record.successor for record in self._records.values() if record.state is State.DELETED}
             return [
                 record
                 for record in self._records.values()
                 if record.state is State.DELETED
-                and all(self._given_up.get(name, 0.0) <= now for name in (*_given_up_by(record), record.directory))
+                and record.pv not in heirs
+                and all(self._free_from(name) <= now for name in (*_given_up_by(record), record.directory))
             ]
 
     def unavailable_names(self) -> frozenset[str]:
         """Names of archives that went a moment ago and must not become another archive's now."""
         with self._lock:
             now = self._clock()
-            archives = [name for name in self._given_up_archives if self._given_up.get(name, 0.0) > now]
+            archives = [name for name in self._given_up_archives if self._free_from(name) > now]
             self._given_up_archives = set(archives)
             return frozenset(archives)
 
@@ -243,12 +245,15 @@ class Catalog:
 
     def _give_up(self, directory: str, seconds: float) -> None:
         now = self._clock()
-        self._given_up[directory] = now + seconds
+        self._given_up[conflict_key(directory)] = now + seconds
         if directory.startswith(ARCHIVE_PREFIX):
             self._given_up_archives.add(directory)
         if len(self._given_up) > 2 * self._given_up_kept:
             self._given_up = {name: until for name, until in self._given_up.items() if until > now}
             self._given_up_kept = max(1000, len(self._given_up))
+
+    def _free_from(self, directory: str) -> float:
+        return self._given_up.get(conflict_key(directory), 0.0)
 
     def _taken(self, directory: str, other: VolumeRecord) -> str:
         what = {
@@ -261,6 +266,13 @@ class Catalog:
         if other.state in (State.RETAINED, State.ARCHIVED):
             remedy = f"to use its data, annotate the claim with nfs-provisioner.io/restore-archive: {other.directory}"
         return f"the directory {directory!r} {where} {what} claim {other.claim} ({other.pv}); {remedy}"
+
+
+def _and_above(directory: str) -> Iterator[str]:
+    """A directory, and those around it, which would be made again for it."""
+    while directory:
+        yield directory
+        directory = directory.rpartition("/")[0]
 
 
 def _given_up_by(record: VolumeRecord) -> Iterable[str]:

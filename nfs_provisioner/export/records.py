@@ -245,7 +245,7 @@ def decode_record(data: bytes | str, *, source: str, manifests: bool = True) -> 
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RefusedForSafety(
             f"{source}: this record cannot be read ({type(error).__name__}: {error}); its volume is left alone. "
-            "Compare it with the same file on the other replica, or restore it from a backup."
+            "Restore it from a backup of this replica; of the other replica's file, all but the inode is the same."
         ) from error
 
 

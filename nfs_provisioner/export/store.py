@@ -27,6 +27,7 @@ from nfs_provisioner.export.records import CONTROL_DIRECTORY, State, VolumeRecor
 from nfs_provisioner.export.root import Root
 
 _STEP = 256  # records that are written together
+_IN_PLACE = frozenset({State.LIVE, State.RETAINED, State.ORPHANED})  # their directory is where the PV says
 
 
 class Store(Root):
@@ -293,6 +294,12 @@ class Store(Root):
         """Record a directory that another provisioner made and a bound PV names. The directory is not changed."""
         existing = self.read(record.pv)
         if existing is not None:
+            if existing.state not in _IN_PLACE or existing.directory != record.directory:
+                raise RefusedForSafety(
+                    f"PV {record.pv} names {record.directory!r}, but its record on {self.path} says that the volume is "
+                    f"{existing.state} in {existing.directory!r}; it is not taken over. Was the cluster restored to a "
+                    "time before that? Then give its data to a new claim, as an archive is restored."
+                )
             return existing
         inode = fs.inode_at(self.root, record.directory)
         if inode is None:

@@ -357,9 +357,7 @@ class Reconciler:
         if full.claim.uid != s.claim.uid:
             raise RefusedForSafety(f"the record of {s.name} belongs to {full.claim} with uid {full.claim.uid}")
         manifest: JsonObject = copy.deepcopy(dict(full.manifests["pv"]))
-        claim = (
-            full.claim
-        )  # what was recorded first may be of an earlier claim, of a smaller size, and of another policy
+        claim = full.claim  # what was recorded first may be of an earlier one, of a smaller size and another policy
         manifest["spec"]["claimRef"] |= {"namespace": claim.namespace, "name": claim.name, "uid": claim.uid}
         manifest["spec"]["capacity"]["storage"] = format_quantity(full.requested)
         if full.state is State.RETAINED or s.last_policy == "Retain":
@@ -380,7 +378,8 @@ class Reconciler:
         volume = s.volume
         if s.record is not None and not s.record.shared and s.record.state in _GIVEN_UP_FROM:
             # Only bound volumes of another provisioner are taken over; what a kept one of it names is its data, too.
-            others = adoption.left_alone(export, s.record.directory, self._caches.volumes.by_index(("export", "")))
+            foreign = [pv for pv in self._caches.volumes.by_index(("export", "")) if pv.name != s.name]
+            others = adoption.left_alone(export, s.record.directory, foreign)
             if others:
                 log.warning("PV %s shares %s with %s: it is not moved", s.name, s.record.directory, others)
                 self._update(s, export, {"shared": True})

@@ -98,6 +98,33 @@ def test_h52_a_tombstone_stays_while_its_names_may_not_be_used(catalog: Catalog,
     assert [record.pv for record in catalog.old_tombstones()] == ["one"]
 
 
+def test_h52_a_tombstone_stays_while_another_names_it_as_its_heir(catalog: Catalog, clock: Clock) -> None:
+    """A standby that was away has the tree under the first name: without the heir's end nobody could tell that it went."""
+    first = replace(live("one", "app"), state=State.DELETED, successor="two")
+    catalog.put(first)
+    catalog.put(replace(live("two", "app"), state=State.DELETED))
+    clock.now += 120
+    assert [record.pv for record in catalog.old_tombstones()] == ["one"]
+    catalog.drop("one")
+    assert [record.pv for record in catalog.old_tombstones()] == ["two"]
+
+
+@pytest.mark.parametrize(("given_up", "wanted"), [("team/a", "Team/A"), ("team/a", "team/a/b")])
+def test_h48_a_name_that_a_server_takes_for_one_given_up_is_not_used_at_once(
+    catalog: Catalog, clock: Clock, given_up: str, wanted: str
+) -> None:
+    """On a file system without case, or because the directory is made again for what is to lie in it."""
+    before = live("one", given_up)
+    catalog.put(before)
+    catalog.put(replace(before, state=State.DELETED, directory="gone", former=given_up))
+    catalog.drop("one")
+    with pytest.raises(RetryLater, match="given up"):
+        catalog.reserve(volume("two", wanted))
+    catalog.reserve(volume("three", "team/other"))
+    clock.now += 120
+    catalog.reserve(volume("two", wanted))
+
+
 def test_h35_space_is_not_promised_twice(catalog: Catalog) -> None:
     record = volume("one", "one")
     catalog.reserve(record, limit=record.requested)

@@ -531,6 +531,17 @@ def test_h11_a_link_in_the_place_of_a_volume_is_not_followed(world: World, outsi
     assert tree(outside) == before
 
 
+def test_a_pv_of_before_a_restored_cluster_does_not_become_ours_without_its_directory(world: World) -> None:
+    """Its record says that the data was archived since: who took it over would have a volume of nothing."""
+    store = world.start()
+    (world.root / "app").mkdir()
+    adopted = store.adopt(volume("pv", "app"))
+    assert store.adopt(volume("pv", "app")) == adopted, "cut off before the PV was changed, it is done again"
+    archive = world.archive(store, "pv")
+    with pytest.raises(RefusedForSafety, match=f"is archived in '{archive.directory}'"):
+        store.adopt(volume("pv", "app"))
+
+
 def test_h11_a_link_swapped_in_before_chmod_is_not_followed(world: World, outside: Path, power: Power) -> None:
     """Between our mkdir and our chown and chmod."""
     store = world.start()
