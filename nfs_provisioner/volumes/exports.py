@@ -28,6 +28,7 @@ from nfs_provisioner.volumes.answers import Answers
 from nfs_provisioner.volumes.copies import Copies
 from nfs_provisioner.volumes.housekeeping import BATCH_DEADLINE, Housekeeping
 from nfs_provisioner.volumes.measuring import Measuring
+from nfs_provisioner.volumes.objects import EXPORT_LABEL
 from nfs_provisioner.volumes.replicas import Replicas
 from nfs_provisioner.volumes.retention import age
 from nfs_provisioner.volumes.room import Room
@@ -329,7 +330,9 @@ class Export:
         """What a person should know, in one line."""
         partner = self._partner
         full = _without_inodes(self._active.space if self._active else None)
-        parts = [self.invalid, self._verdict.message, partner.message if partner else "", *self._told(), full]
+        going = f"it is deleted when no PV of it is left (kubectl get pv -l {EXPORT_LABEL}={self.name})"
+        parts = [going if self.seen.deleting else "", self.invalid, self._verdict.message]
+        parts += [partner.message if partner else "", *self._told(), full]
         for attachment in self.attachments():
             why = attachment.message or attachment.replica.down
             if why and why not in self._verdict.message:

@@ -13,9 +13,16 @@ def threads_of(export: str) -> list[str]:
     return sorted(name for name in names if name.startswith((f"worker-{export}-", f"export-{export}")))
 
 
-def provision_and_delete(site: Site, claim: str) -> None:
+def provision(site: Site, claim: str) -> str:
     site.claim(claim, storage_class="later")
-    pv = site.until(lambda: (c := site.get_claim(claim)) and c["spec"].get("volumeName"), f"claim {claim} has no PV")
+    pv: str = site.until(
+        lambda: (c := site.get_claim(claim)) and c["spec"].get("volumeName"), f"claim {claim} has no PV"
+    )
+    return pv
+
+
+def provision_and_delete(site: Site, claim: str) -> None:
+    pv = provision(site, claim)
     site.delete_claim(claim)
     site.gone(pv)
 
@@ -29,3 +36,17 @@ def test_no_thread_of_a_deleted_export_stays_and_one_of_its_name_is_served_again
             site.until(lambda: len(threads_of("later")) == 3, "there are not two workers, and the export's own")
             site.api.delete(NFS_EXPORT, "later")
             site.until(lambda: not threads_of("later"), "threads of the deleted export are left")
+
+
+def test_an_export_that_waits_for_its_volumes_to_go_says_so(site: Site) -> None:
+    site.make_class("later", export="later")
+    with site.controller():
+        site.make_export("later")
+        pv = provision(site, "data")
+        assert "deleted" not in site.export_status("later").get("message", "")
+        site.api.delete(NFS_EXPORT, "later")
+        told = "it is deleted when no PV of it is left (kubectl get pv -l nfs-provisioner.io/export=later)"
+        site.until(lambda: told in site.export_status("later").get("message", ""), "nobody says what it waits for")
+        site.delete_claim("data")
+        site.gone(pv)
+        site.until(lambda: not threads_of("later"), "it is still there")
