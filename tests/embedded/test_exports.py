@@ -8,6 +8,11 @@ from nfs_provisioner.kube.api import NFS_EXPORT
 from tests.embedded.site import Site
 
 
+def message(site: Site, export: str) -> str:
+    conditions = {c["type"]: c for c in site.export_status(export).get("conditions", ())}
+    return str(conditions.get("Ready", {}).get("message", ""))
+
+
 def threads_of(export: str) -> list[str]:
     names = [thread.name for thread in threading.enumerate()]
     return sorted(name for name in names if name.startswith((f"worker-{export}-", f"export-{export}")))
@@ -43,10 +48,10 @@ def test_an_export_that_waits_for_its_volumes_to_go_says_so(site: Site) -> None:
     with site.controller():
         site.make_export("later")
         pv = provision(site, "data")
-        assert "deleted" not in site.export_status("later").get("message", "")
+        assert "deleted" not in message(site, "later")
         site.api.delete(NFS_EXPORT, "later")
         told = "it is deleted when no PV of it is left (kubectl get pv -l nfs-provisioner.io/export=later)"
-        site.until(lambda: told in site.export_status("later").get("message", ""), "nobody says what it waits for")
+        site.until(lambda: told in message(site, "later"), "nobody says what it waits for")
         site.delete_claim("data")
         site.gone(pv)
         site.until(lambda: not threads_of("later"), "it is still there")
