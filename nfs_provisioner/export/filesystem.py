@@ -315,6 +315,8 @@ _MAGIC = {
     0x2FC12FC1: "zfs",
 }
 LOCAL_TYPES = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "zfs"})
+#: Errors of a file system without room, or of a quota.
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def filesystem_type(fd: int) -> str:

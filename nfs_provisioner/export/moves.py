@@ -8,7 +8,6 @@ directory that this move did not claim by mkdir.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
@@ -24,7 +23,6 @@ from nfs_provisioner.export.store import Store, missing_directory, trash_name
 
 _DONE = {State.ARCHIVING: State.ARCHIVED, State.DELETING: State.DELETED, State.RESTORING: State.RESTORING}
 _RESTORABLE = frozenset({State.ARCHIVED, State.RETAINED})
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TRASH = f"{CONTROL_DIRECTORY}/trash"
 
 
@@ -108,7 +106,7 @@ def restore(store: Store, wanted: VolumeRecord, archive_pv: str) -> VolumeRecord
                 try:
                     record = finish(store, record)
                 except OSError as error:
-                    if found is None and error.errno in _FULL:  # others may have happened on the server all the same
+                    if found is None and error.errno in fs.FULL:  # others may have happened on the server all the same
                         _not_begun(store, record)
                     raise
             leave_to_successor(store, record)

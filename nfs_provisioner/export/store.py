@@ -44,26 +44,28 @@ class Store(Root):
 
         def read(name: str) -> VolumeRecord | str | None:
             try:
-                data = fs.read_file(self.volumes, name)
-                source = f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}"
-                return None if data is None else records.decode_record(data, source=source, manifests=False)
+                return self._decoded(name, manifests=False)
             except RefusedForSafety as error:
                 return error.message
 
-        names = [name for name in os.listdir(self.volumes) if name.endswith(".json")]
-        found = [entry for entry in memory.few_at_once(pool, read, names) if entry is not None]
+        found = [entry for entry in memory.few_at_once(pool, read, self._record_files()) if entry is not None]
         return [e for e in found if isinstance(e, VolumeRecord)], [e for e in found if isinstance(e, str)]
 
     def read(self, pv: str) -> VolumeRecord | None:
         """The record of `pv` as it is on disk now."""
         name = record_file_name(pv)
-        data = fs.read_file(self.volumes, name)
-        if data is None:
-            return None
-        record = records.decode_record(data, source=f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}")
-        if record.pv != pv:
+        record = self._decoded(name)
+        if record is not None and record.pv != pv:
             raise RefusedForSafety(f"{self.path}: the record {name} says it belongs to {record.pv}, not to {pv}")
         return record
+
+    def _record_files(self) -> list[str]:
+        return [name for name in os.listdir(self.volumes) if name.endswith(".json")]
+
+    def _decoded(self, name: str, *, manifests: bool = True) -> VolumeRecord | None:
+        data = fs.read_file(self.volumes, name)
+        source = f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}"
+        return None if data is None else records.decode_record(data, source=source, manifests=manifests)
 
     def require(self, pv: str, *, states: Iterable[State], claim_uid: str | None = None) -> VolumeRecord:
         """The record of `pv`, when it is in one of `states` and (if given) belongs to the claim with that uid."""
@@ -107,7 +109,7 @@ class Store(Root):
 
         Not of moves that were under way: there only the inode tells how far they got. The same again after a crash.
         """
-        names = [name for name in os.listdir(self.volumes) if name.endswith(".json")]
+        names = self._record_files()
         for start in range(0, len(names), _STEP):
             found = filter(None, map(self._with_new_inode, names[start : start + _STEP]))
             for written in batch.run_together([self.writing(record) for record in found]):
@@ -116,12 +118,11 @@ class Store(Root):
 
     def _with_new_inode(self, name: str) -> VolumeRecord | None:
         with contextlib.suppress(RefusedForSafety):  # `load` names the records that cannot be read
-            data = fs.read_file(self.volumes, name)
-            if data is not None:
-                record = records.decode_record(data, source=f"{self.path}/{CONTROL_DIRECTORY}/volumes/{name}")
-                if record.state in records.SETTLED and record.holds_directory and record.inode is not None:
-                    inode = fs.inode_at(self.root, record.directory)
-                    return None if inode in (None, record.inode) else replace(record, inode=inode)
+            record = self._decoded(name)
+            if record is None or record.state not in records.SETTLED or not record.holds_directory:
+                return None
+            inode = None if record.inode is None else fs.inode_at(self.root, record.directory)
+            return None if inode in (None, record.inode) else replace(record, inode=inode)
         return None
 
     # -- provisioning -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from nfs_provisioner.errors import RetryLater
-from nfs_provisioner.export.filesystem import filesystem_type
+from nfs_provisioner.export.filesystem import FULL, filesystem_type
 from nfs_provisioner.replication import contents, tree
 from nfs_provisioner.replication.changes import Found, Place, Unit
 from nfs_provisioner.replication.entries import Rules, inside, same_state
@@ -28,8 +28,6 @@ _TORN_NS = 1
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE})
 STAGED = "staged-"
 """How every name begins that a pass makes directly in staging."""
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True, slots=True)

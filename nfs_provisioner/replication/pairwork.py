@@ -38,7 +38,7 @@ from nfs_provisioner.replication.volumepass import VolumePass, Workplace
 from nfs_provisioner.replication.watcher import Watcher
 
 _READERS = 16
-_UNWRITABLE = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
+_UNWRITABLE = fs.FULL | {errno.EROFS}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

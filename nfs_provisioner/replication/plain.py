@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 
 from nfs_provisioner.errors import InvalidInput, RefusedForSafety, RetryLater
-from nfs_provisioner.export.filesystem import is_empty, is_local, remove_tree
+from nfs_provisioner.export.filesystem import FULL, is_empty, is_local, remove_tree
 from nfs_provisioner.replication import tree
 from nfs_provisioner.replication.entries import Holds
 from nfs_provisioner.replication.holds import probe
@@ -262,7 +262,7 @@ def _not_writable(path: str, error: OSError) -> RetryLater:
             f"uid {os.geteuid()} needs the permission to write there; over NFS, root has it where the server exports "
             "with no_root_squash"
         )
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+    elif error.errno in FULL:
         remedy = "make room, or raise its quota"
     else:
         remedy = "look at its file system, or its server"

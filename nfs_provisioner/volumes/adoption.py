@@ -106,20 +106,21 @@ def _sharing(export: Export, directory: str, name: str) -> list[str]:
     """Every other volume on this directory, on one around it, or on one inside it."""
     if export.catalog.owner(directory, besides=name) is None:
         return []
-    mine = conflict_key(directory)
-    others = [(r.pv, conflict_key(r.directory)) for r in export.catalog.all() if r.holds_directory and r.pv != name]
-    return [pv for pv, theirs in others if theirs == mine or contains(theirs, mine) or contains(mine, theirs)]
+    others = ((r.pv, r.directory) for r in export.catalog.all() if r.holds_directory and r.pv != name)
+    return _touching(directory, others)
 
 
 def left_alone(export: Export, directory: str, volumes: Iterable[Volume]) -> list[str]:
     """Those of `volumes` that lie on this directory, on one around it, or on one inside it."""
-    mine, found = conflict_key(directory), []
-    for volume in volumes:
-        place = _directory_on(export, volume)
-        theirs = None if place is None else conflict_key(place)
-        if theirs is not None and (theirs == mine or contains(theirs, mine) or contains(mine, theirs)):
-            found.append(volume.name)
-    return found
+    places = ((volume.name, _directory_on(export, volume)) for volume in volumes)
+    return _touching(directory, ((pv, place) for pv, place in places if place is not None))
+
+
+def _touching(directory: str, others: Iterable[tuple[str, str]]) -> list[str]:
+    """Names of those whose directory is this one, one around it, or one inside it."""
+    mine = conflict_key(directory)
+    keyed = ((name, conflict_key(place)) for name, place in others)
+    return [name for name, theirs in keyed if theirs == mine or contains(theirs, mine) or contains(mine, theirs)]
 
 
 def _policy(storage_class: JsonObject | None) -> Policy:

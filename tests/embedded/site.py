@@ -203,6 +203,11 @@ class Site:
         found: Json = self.api.get(NFS_EXPORT, name).get("status") or {}
         return found
 
+    def export_condition(self, name: str, kind: str) -> Json:
+        """One of its conditions; empty while it has none of this kind."""
+        found: list[Json] = self.export_status(name).get("conditions", [])
+        return next((c for c in found if c["type"] == kind), {})
+
     def export_ready(self, name: str) -> None:
         self.until(lambda: self.export_status(name).get("phase") == "Ready", f"NFSExport {name} is not Ready")
 

@@ -9,8 +9,7 @@ from tests.embedded.site import Site
 
 
 def message(site: Site, export: str) -> str:
-    conditions = {c["type"]: c for c in site.export_status(export).get("conditions", ())}
-    return str(conditions.get("Ready", {}).get("message", ""))
+    return str(site.export_condition(export, "Ready").get("message", ""))
 
 
 def threads_of(export: str) -> list[str]:

@@ -67,8 +67,8 @@ def test_blocks_that_only_root_may_use_are_not_counted_as_used(embedded_api: Emb
 
 def told(site: Site, name: str) -> str | None:
     """The condition's message, as it is in the API."""
-    conditions = site.export_status(name).get("conditions", [])
-    return next((c["message"] for c in conditions if c["type"] == "CapacityShared" and c["status"] == "True"), None)
+    found = site.export_condition(name, "CapacityShared")
+    return found["message"] if found.get("status") == "True" else None
 
 
 def alone(site: Site, name: str) -> bool:

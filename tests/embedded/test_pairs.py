@@ -52,6 +52,15 @@ class Pair(Site):
         made.write_text(text)
         made.rename(self.on(replica, pv) / name)
 
+    def filled(self, pv: str, files: int) -> tuple[Path, Path]:
+        """A directory with so many files in a volume, and the copy of it, when it has them all."""
+        many, there = (self.on(replica, pv) / "many" for replica in ("a", "b"))
+        many.mkdir()
+        for number in range(files):
+            (many / f"f{number}").touch()
+        self.until(lambda: there.exists() and len(os.listdir(there)) == files, "the files did not arrive")
+        return many, there
+
     def empty(self, directory: Path) -> None:
         """All that lies in it goes at one moment, and with it the directory."""
         directory.rename(self.directory / f"gone-{directory.name}")
@@ -78,8 +87,7 @@ class Pair(Site):
         return next((replica for replica in found if replica["role"] == "standby"), {})
 
     def condition(self, kind: str) -> str:
-        found: list[Json] = self.export_status("web").get("conditions", [])
-        return next((str(c["status"]) for c in found if c["type"] == kind), "")
+        return str(self.export_condition("web", kind).get("status", ""))
 
 
 def seen(controller: Controller) -> Json:
@@ -166,12 +174,7 @@ def test_too_many_deletions_wait_until_they_are_confirmed(site: Pair) -> None:
     site.claim("data")
     with site.controller() as controller:
         pv = site.bound("data")
-        many = site.on("a", pv) / "many"
-        many.mkdir()
-        for number in range(1099):
-            (many / f"f{number}").touch()
-        there = site.on("b", pv) / "many"
-        site.until(lambda: there.exists() and len(os.listdir(there)) == 1099, "the files did not arrive")
+        many, there = site.filled(pv, 1099)
         site.empty(many)
         site.until(lambda: site.condition("SyncStalled") == "True", "nobody is told that deletions wait")
         (message, *_) = site.until(lambda: site.events("SyncStalled"), "there is no Event")
@@ -224,12 +227,7 @@ def test_a_claim_that_lives_by_deleting_says_so(site: Pair) -> None:
         pv = site.bound("data")
         annotation = {"metadata": {"annotations": {"nfs-provisioner.io/delete-limit": "none"}}}
         site.api.patch(PVC, "data", annotation, namespace="shop")
-        many = site.on("a", pv) / "many"
-        many.mkdir()
-        for number in range(1100):
-            (many / f"f{number}").touch()
-        there = site.on("b", pv) / "many"
-        site.until(lambda: there.exists() and len(os.listdir(there)) == 1100, "the files did not arrive")
+        many, _ = site.filled(pv, 1100)
         site.empty(many)
         site.until(lambda: site.copied(pv) == [], "the deletions were not made")
         assert site.events("SyncStalled") == []
